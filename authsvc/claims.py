@@ -1,0 +1,145 @@
+"""What a token says, and whether we accept it. Pure: bytes and the time come in, Claims or a TokenError come out."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Final
+
+from authsvc.encoding import NotCanonical, canonical_json, parse_json_object
+from authsvc.errors import TokenExpired, TokenInvalid, TokenMalformed
+
+IAT_AHEAD_S: Final = 60
+"""How far ahead of our clock a token's `iat` may be, in seconds: what two hosts' clocks may differ."""
+
+OPENID: Final = re.compile(r"[0-9A-Za-z_-]{1,128}")
+
+# Beyond 2^53 a JSON number is another number to every reader that uses doubles (RFC 8259, 6).
+_LAST_SECOND: Final = 2**53 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The JWS header, exactly these members (RFC 9068, 2.1). Unverified until the signature is."""
+
+    alg: str
+    kid: str
+    typ: str
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """Who logged in, where, and until when. Times are Unix seconds. The claims: RFC 7519, 4.1; RFC 9068, 2.2."""
+
+    issuer: str  # iss
+    audience: str  # aud, always one plain string
+    openid: str  # sub, and again as openid: the user, within this appid
+    appid: str  # client_id: the mini-program
+    issued_at: int  # iat
+    expires_at: int  # exp: the first second in which the token is dead
+    auth_time: int  # when WeChat said who this is
+    jti: str  # this token
+    sid: str  # this login; names the row of the side store
+    unionid: str | None = None  # the user over all apps of one Open Platform account; only where it was asked for
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the one who asks insists on. No default for issuer and audience: a token for another is none for us."""
+
+    issuer: str
+    audience: str
+    typ: tuple[str, ...] = ("at+jwt",)
+
+
+def parse_header(data: bytes) -> Header:
+    """Raises: TokenMalformed unless it is a JSON object of exactly `alg`, `kid`, `typ`, all strings."""
+    members = _object(data)
+    if members.keys() != {"alg", "kid", "typ"} or not all(isinstance(value, str) for value in members.values()):
+        # Whatever else could stand here (jwk, jku, x5u, crit, b64) asks us to trust the token about itself.
+        raise TokenMalformed("the header has exactly alg, kid and typ")
+    return Header(**members)
+
+
+def parse_payload(data: bytes) -> dict[str, Any]:
+    """Raises: TokenMalformed unless it is one JSON object without duplicate members."""
+    return _object(data)
+
+
+def claims_of(payload: dict[str, Any]) -> Claims:
+    """The claims of a payload whose signature is good; unknown ones are ignored (RFC 7519, 4).
+
+    Raises: TokenInvalid for a claim that is missing or not of its exact type, or a `sub` that is not the `openid`.
+    """
+    openid = _text(payload, "openid")
+    if not OPENID.fullmatch(openid) or _text(payload, "sub") != openid:
+        raise TokenInvalid("sub and openid are one openid")
+    return Claims(
+        issuer=_text(payload, "iss"),
+        audience=_text(payload, "aud"),
+        openid=openid,
+        appid=_text(payload, "client_id"),
+        issued_at=_seconds(payload, "iat"),
+        expires_at=_seconds(payload, "exp"),
+        auth_time=_seconds(payload, "auth_time"),
+        jti=_text(payload, "jti"),
+        sid=_text(payload, "sid"),
+        unionid=_text(payload, "unionid") if "unionid" in payload else None,
+    )
+
+
+def payload_of(claims: Claims) -> bytes:
+    """The payload that says these claims; the inverse of `claims_of(parse_payload(...))`."""
+    members: dict[str, Any] = {
+        "iss": claims.issuer,
+        "sub": claims.openid,
+        "openid": claims.openid,
+        "aud": claims.audience,
+        "client_id": claims.appid,
+        "iat": claims.issued_at,
+        "exp": claims.expires_at,
+        "jti": claims.jti,
+        "sid": claims.sid,
+        "auth_time": claims.auth_time,
+    }
+    if claims.unionid is not None:
+        members["unionid"] = claims.unionid
+    return canonical_json(members)
+
+
+def check_claims(claims: Claims, policy: Policy, *, now: int) -> None:
+    """Whether these claims are meant for this policy at this second.
+
+    Raises: TokenInvalid for another issuer or audience or an `iat` too far ahead; TokenExpired if all else is good.
+    """
+    if claims.issuer != policy.issuer:
+        raise TokenInvalid("another issuer")
+    if claims.audience != policy.audience:
+        raise TokenInvalid("another audience")
+    if claims.issued_at > now + IAT_AHEAD_S:
+        raise TokenInvalid("issued in the future")
+    # RFC 7519, 4.1.4: dead *on* exp, not one second after it.
+    if now >= claims.expires_at:
+        raise TokenExpired("expired")
+
+
+def _object(data: bytes) -> dict[str, Any]:
+    try:
+        return parse_json_object(data)
+    except NotCanonical as error:
+        raise TokenMalformed(str(error)) from None
+
+
+def _text(payload: dict[str, Any], name: str) -> str:
+    value = payload.get(name)
+    if type(value) is not str or not value:
+        raise TokenInvalid(f"{name} is not a text")
+    return value
+
+
+def _seconds(payload: dict[str, Any], name: str) -> int:
+    value = payload.get(name)
+    # bool is an int to isinstance; `"exp": true` must not pass as second 1. A float is no NumericDate of ours.
+    if type(value) is not int or not 0 <= value <= _LAST_SECOND:
+        raise TokenInvalid(f"{name} is not a time in whole seconds")
+    return value

@@ -1,0 +1,90 @@
+"""base64url and JSON read so that one value has one spelling (RFC 7515, 2 and 5.2; RFC 8725, 2.4 and 3.7)."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from typing import Any, Final, NoReturn
+
+_BASE64URL: Final = re.compile(r"[A-Za-z0-9_-]+")
+
+
+class NotCanonical(ValueError):
+    """The text is not the one spelling we accept. The message never quotes the text: it may be a secret."""
+
+
+def base64url_encode(data: bytes) -> str:
+    """Without padding, as RFC 7515 wants it."""
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
+
+
+def base64url_decode(text: str) -> bytes:
+    """Bytes of an unpadded base64url text of at least one character.
+
+    Raises: NotCanonical for padding, white space, other alphabets, and for a last character whose unused bits
+    are not zero: Python ignores those bits, so that up to sixteen texts would stand for the same bytes.
+    """
+    if not _BASE64URL.fullmatch(text) or len(text) % 4 == 1:
+        raise NotCanonical("not base64url")
+    data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    if base64url_encode(data) != text:
+        raise NotCanonical("not canonical base64url")
+    return data
+
+
+def base64_encode(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+def base64_decode(text: str) -> bytes:
+    """Bytes of a padded base64 text (RFC 4648, 4) in its one spelling. Raises: NotCanonical."""
+    try:
+        data = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise NotCanonical("not base64") from None
+    if base64_encode(data) != text:
+        raise NotCanonical("not canonical base64")
+    return data
+
+
+def parse_json_object(data: bytes, *, control_characters: bool = False) -> dict[str, Any]:
+    """One JSON object in UTF-8.
+
+    Raises: NotCanonical for anything else: a BOM or another encoding, duplicate members at any depth (two readers
+    would see two values), NaN and Infinity, nesting that is too deep, a lone surrogate.
+    `control_characters` lets raw ones stand inside strings, as WeChat sends them in nicknames.
+    """
+    try:
+        text = data.decode("utf-8")
+        # json.loads of str refuses a BOM and, unlike json.loads of bytes, never guesses UTF-16 or UTF-32.
+        value = (_LENIENT if control_characters else _STRICT).decode(text)
+        # An escape like "\ud800" is JSON, but no text: it breaks every encoder it meets later.
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except (ValueError, RecursionError):
+        raise NotCanonical("not one JSON object in UTF-8 without duplicate members") from None
+    if not isinstance(value, dict):
+        raise NotCanonical("not a JSON object")
+    return value
+
+
+def canonical_json(value: object) -> bytes:
+    """Members sorted, no white space, UTF-8: the same value is always the same bytes (RFC 7638, 3.3)."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+
+
+def _unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("duplicate member")
+    return members
+
+
+def _refuse_constant(_name: str) -> NoReturn:
+    raise ValueError("NaN and Infinity are not JSON")
+
+
+_STRICT: Final = json.JSONDecoder(object_pairs_hook=_unique_members, parse_constant=_refuse_constant)
+_LENIENT: Final = json.JSONDecoder(object_pairs_hook=_unique_members, parse_constant=_refuse_constant, strict=False)

@@ -1,0 +1,69 @@
+"""The keys of one generation, loaded and ready: what signs, verifies, seals and opens at a given second."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from authsvc.errors import SealBroken
+from authsvc.jwk import PrivateKey
+from authsvc.keyset import KeyRecord, Keyset, Kind, State
+from authsvc.sealing import SealingKey
+from authsvc.tokens import SigningKey, VerificationKey
+
+
+@dataclass(frozen=True, slots=True)
+class Keyring:
+    """A manifest with the private parts that its states need. Immutable: a new generation is a new keyring."""
+
+    keyset: Keyset
+    private_keys: Mapping[str, PrivateKey] = field(repr=False)  # by kid
+    secret_keys: Mapping[str, bytes] = field(repr=False)  # sealing and index keys, by id
+    _signing_records: Mapping[str, KeyRecord] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_signing_records", {key.id: key for key in self.keyset.of(Kind.SIGNING)})
+
+    def signing_key(self, *, now: int) -> SigningKey:
+        """Raises: KeysError if no key is active."""
+        record = self.keyset.active(Kind.SIGNING, now=now)
+        return SigningKey(alg=record.alg, kid=record.id, key=self.private_keys[record.id])
+
+    def find(self, unverified_kid: str, *, now: int) -> VerificationKey | None:
+        """A published key, or a revoked one: a genuine token under that is told so."""
+        record = self._signing_records.get(unverified_kid)
+        if record is None or record.jwk is None:
+            return None
+        state = record.state(now=now)
+        if state is State.REMOVED or now < record.publish_at:
+            return None
+        return VerificationKey(record.alg, record.id, record.jwk.key, revoked=state is State.REVOKED)
+
+    def jwks(self, *, now: int) -> dict[str, Any]:
+        """The JWKS document at `now`: public members alone (RFC 7517, 5). Never empty: the active key is in it."""
+        return {"keys": [record.jwk.as_dict() for record in self.keyset.published(now=now) if record.jwk]}
+
+    def published_algorithms(self, *, now: int) -> tuple[str, ...]:
+        return tuple(sorted({record.alg for record in self.keyset.published(now=now)}))
+
+    def sealing_key(self, *, now: int) -> SealingKey:
+        """Raises: KeysError if no key is active."""
+        record = self.keyset.active(Kind.SEALING, now=now)
+        return SealingKey(id=record.id, key=self.secret_keys[record.id])
+
+    def opening_key(self, key_id: str, *, now: int) -> SealingKey:
+        """The key that an existing row was sealed under. Raises: SealBroken if it is gone or revoked."""
+        for record in self.keyset.of(Kind.SEALING):
+            if record.id == key_id and record.state(now=now) in (State.PENDING, State.ACTIVE, State.RETIRING):
+                return SealingKey(id=record.id, key=self.secret_keys[record.id])
+        raise SealBroken("sealed under a key that is gone")
+
+    def pseudonym(self, appid: str, openid: str) -> str:
+        """Sixteen hex digits that stand for a user in logs: the same for the same user, and no way back without
+        the index key."""
+        record = next(iter(self.keyset.of(Kind.INDEX)))
+        message = f"log {len(appid)} {appid} {openid}".encode()
+        return hmac.new(self.secret_keys[record.id], message, hashlib.sha256).hexdigest()[:16]

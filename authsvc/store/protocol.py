@@ -1,0 +1,61 @@
+"""What a side store is: one row per login, one row per user. Read this, then pick a backend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+KEPT_LOGINS: Final = 3
+"""Logins kept for each user: WeChat replaces session keys when two logins race (phone and PC)."""
+
+STATE_BANNED: Final = 0
+STATE_ACTIVE: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class LoginRow:
+    """One login. `sealed_session_key` opens only under the very columns that stand beside it."""
+
+    appid: str
+    openid: str
+    sid: str
+    sealed_session_key: bytes = field(repr=False)
+    started_at_us: int  # when the request arrived, Unix microseconds: two logins of one user can finish out of order
+    created_at: int  # Unix seconds
+    expires_at: int  # Unix seconds; from this second on the row is as good as gone
+
+
+@dataclass(frozen=True, slots=True)
+class UserRow:
+    appid: str
+    openid: str
+    state: int  # STATE_ACTIVE or STATE_BANNED
+    unionid: str | None
+    first_login_at: int  # Unix seconds
+    last_login_at: int  # Unix seconds
+
+
+class Store(Protocol):
+    """A side store. Every method may be called from any thread and raises StoreUnavailable when the
+    engine does not answer; after that the next call tries afresh."""
+
+    def put_login(self, login: LoginRow, *, unionid: str | None) -> None:
+        """Keep the login and note the user's visit in one transaction, committed on return.
+
+        Of the user's logins the KEPT_LOGINS that started last stay. A unionid of None leaves a known one as it is.
+        Raises: UserBanned if the user's state is STATE_BANNED; nothing is written then.
+        """
+
+    def logins(self, appid: str, openid: str, *, now: int) -> tuple[LoginRow, ...]:
+        """The user's logins that have not expired at `now`, the one that started last first."""
+
+    def user(self, appid: str, openid: str) -> UserRow | None: ...
+
+    def set_user_state(self, appid: str, openid: str, state: int) -> bool:
+        """Set the state of a known user; False if there is no such user."""
+
+    def ping(self) -> None:
+        """Return if a read works now."""
+
+    def close(self) -> None:
+        """Let go of every connection; the store is not used afterwards."""

@@ -1,0 +1,131 @@
+"""Sign a token and open one: compact JWS (RFC 7515, 3.1) with one key, one algorithm, one spelling."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1
+from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
+
+from authsvc.claims import Claims, Header, Policy, check_claims, claims_of, parse_header, parse_payload, payload_of
+from authsvc.encoding import NotCanonical, base64url_decode, base64url_encode, canonical_json
+from authsvc.errors import TokenInvalid, TokenMalformed, TokenMissing, TokenRevoked
+from authsvc.jwk import BadJwk, PrivateKey, PublicKey, parse_public_jwk
+
+MAX_TOKEN_CHARS: Final = 8192
+"""A longer token is not looked at: no proxy would carry it, and every check costs time in its length."""
+
+_COMPACT: Final = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
+
+# PyJWT's algorithm objects, each pinned to its hash and curve; the key chooses among them, never the token.
+_ALGORITHMS: Final[Mapping[str, Any]] = {
+    "ES256": ECAlgorithm(ECAlgorithm.SHA256, SECP256R1),
+    "EdDSA": OKPAlgorithm(),
+    "RS256": RSAAlgorithm(RSAAlgorithm.SHA256),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SigningKey:
+    """A private key with its one algorithm and its thumbprint."""
+
+    alg: str
+    kid: str
+    key: PrivateKey = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class VerificationKey:
+    """A public key with its one algorithm. Under a revoked one a genuine token is refused by its own reason."""
+
+    alg: str
+    kid: str
+    key: PublicKey = field(repr=False)
+    revoked: bool = False
+
+
+class VerificationKeys(Protocol):
+    """Where the public keys come from."""
+
+    def find(self, unverified_kid: str, *, now: int) -> VerificationKey | None:
+        """The key that is trusted, or known as revoked, at `now` (Unix seconds); None if there is no such key."""
+
+
+class JwkSet:
+    """The keys of one JWKS document (RFC 7517, 5), as they stand in it; nothing in it is revoked."""
+
+    def __init__(self, jwks: Mapping[str, Any]) -> None:
+        """Keys of types that we do not know are passed over (RFC 7517, 5).
+
+        Raises: BadJwk if nothing is left, or if two keys have one kid.
+        """
+        members = jwks.get("keys")
+        found: dict[str, VerificationKey] = {}
+        for jwk in members if isinstance(members, list) else []:
+            if not isinstance(jwk, dict):
+                continue
+            try:
+                parsed = parse_public_jwk(jwk)
+            except BadJwk:
+                continue
+            if parsed.kid in found:
+                raise BadJwk("two keys have one kid")
+            found[parsed.kid] = VerificationKey(alg=parsed.alg, kid=parsed.kid, key=parsed.key)
+        if not found:
+            raise BadJwk("no key in the set can be used")
+        self._keys = found
+
+    def find(self, unverified_kid: str, *, now: int) -> VerificationKey | None:  # noqa: ARG002 - a set knows no time
+        return self._keys.get(unverified_kid)
+
+
+def sign_token(claims: Claims, key: SigningKey, *, typ: str) -> str:
+    """The token that says these claims, signed with the key's own algorithm (RFC 7515, 5.1)."""
+    header = canonical_json({"alg": key.alg, "kid": key.kid, "typ": typ})
+    signing_input = f"{base64url_encode(header)}.{base64url_encode(payload_of(claims))}"
+    signature = _ALGORITHMS[key.alg].sign(signing_input.encode("ascii"), key.key)
+    return f"{signing_input}.{base64url_encode(signature)}"
+
+
+def open_token(token: str, keys: VerificationKeys, policy: Policy, *, now: int) -> Claims:
+    """The claims of a token that is genuine, for us, and alive at `now` (Unix seconds).
+
+    Raises, first match: TokenMissing (empty), TokenMalformed (size, form, JSON, header members, duplicates),
+    TokenRevoked (good signature under a revoked key), TokenInvalid (alg, kid, signature, typ, claims), TokenExpired.
+    """
+    if not token:
+        raise TokenMissing("no token")
+    if len(token) > MAX_TOKEN_CHARS or not _COMPACT.fullmatch(token):
+        raise TokenMalformed("not a compact JWS of at most 8 KiB")
+    signing_input, _, signature_part = token.rpartition(".")
+    header_part, _, payload_part = signing_input.partition(".")
+    try:
+        signature = base64url_decode(signature_part)
+        unverified_header = parse_header(base64url_decode(header_part))
+        unverified_payload = parse_payload(base64url_decode(payload_part))
+    except NotCanonical as error:
+        raise TokenMalformed(str(error)) from None
+    key = _trusted_key(unverified_header, keys, now=now)
+    if not _ALGORITHMS[key.alg].verify(signing_input.encode("ascii"), key.key, signature):
+        raise TokenInvalid("the signature is not good")
+    if key.revoked:
+        raise TokenRevoked("the key of this token was revoked")
+    if unverified_header.typ not in policy.typ:
+        # RFC 8725, 3.11: without this, any other kind of JWT under our keys would pass as an access token.
+        raise TokenInvalid("not an access token")
+    claims = claims_of(unverified_payload)
+    check_claims(claims, policy, now=now)
+    return claims
+
+
+def _trusted_key(unverified_header: Header, keys: VerificationKeys, *, now: int) -> VerificationKey:
+    key = keys.find(unverified_header.kid, now=now)
+    if key is None:
+        raise TokenInvalid("no key with this kid")
+    # RFC 8725, 3.1: the algorithm belongs to the key; the header may only agree.
+    if unverified_header.alg != key.alg:
+        raise TokenInvalid("alg is not the key's own")
+    return key
