@@ -174,3 +174,9 @@ class SettingsError(AuthsvcError):
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("; ".join(problems))
         self.problems = tuple(problems)
+
+
+class CannotListen(AuthsvcError):
+    """The address is not this machine's, or somebody else listens on it."""
+
+    code = "cannot_listen"

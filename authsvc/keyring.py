@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from authsvc.errors import SealBroken
+from authsvc.errors import KeysError, SealBroken
 from authsvc.jwk import PrivateKey
 from authsvc.keyset import KeyRecord, Keyset, Kind, State
 from authsvc.sealing import SealingKey
-from authsvc.tokens import SigningKey, VerificationKey
+from authsvc.tokens import SigningKey, VerificationKey, proves
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,17 @@ class Keyring:
         """Raises: KeysError if no key is active."""
         record = self.keyset.active(Kind.SIGNING, now=now)
         return SigningKey(alg=record.alg, kid=record.id, key=self.private_keys[record.id])
+
+    def prove_signing(self, *, now: int) -> str:
+        """Sign something with the active key and check it with its published half. Returns the kid.
+
+        Raises: KeysError if there is no active key or the halves do not fit.
+        """
+        key = self.signing_key(now=now)
+        published = self.find(key.kid, now=now)
+        if published is None or not proves(key, published):
+            raise KeysError(f"signing key {key.kid} does not sign")
+        return key.kid
 
     def find(self, unverified_kid: str, *, now: int) -> VerificationKey | None:
         """A published key, or a revoked one: a genuine token under that is told so."""

@@ -63,6 +63,10 @@ class Lifecycle:
     ttl_max_s: int = 7_200  # the longest token lifetime that was in force
     session_key_ttl_max_s: int = 259_200  # the longest life of a side-store row that was in force
 
+    def __post_init__(self) -> None:
+        if self.lead_s < self.minimum_lead_s:
+            raise KeysError(f"a lead of {self.lead_s} s is below {self.minimum_lead_s} s, the least this policy allows")
+
     @property
     def minimum_lead_s(self) -> int:
         """With less, a verifier that keeps its JWKS as long as it may meets a kid that it cannot know yet."""
@@ -253,10 +257,7 @@ def _parse_lifecycle(members: dict[str, Any]) -> Lifecycle:
     reader = _Reader(members)
     values = {f.name: reader.count(f.name.removesuffix("_s")) for f in fields(Lifecycle)}
     reader.end()
-    lifecycle = Lifecycle(**values)
-    if lifecycle.lead_s < lifecycle.minimum_lead_s:
-        raise KeysError(f"lead is below {lifecycle.minimum_lead_s} s, the least that its policy allows")
-    return lifecycle
+    return Lifecycle(**values)
 
 
 def _parse_key(reader: _Reader) -> KeyRecord:

@@ -121,6 +121,13 @@ def open_token(token: str, keys: VerificationKeys, policy: Policy, *, now: int) 
     return claims
 
 
+def proves(key: SigningKey, published: VerificationKey) -> bool:
+    """Whether what `key` signs verifies under `published`."""
+    probe = b"authsvc: the halves of this key fit"  # no ".": it can never be the signing input of a token
+    signature = _ALGORITHMS[key.alg].sign(probe, key.key)
+    return key.alg == published.alg and bool(_ALGORITHMS[key.alg].verify(probe, published.key, signature))
+
+
 def _trusted_key(unverified_header: Header, keys: VerificationKeys, *, now: int) -> VerificationKey:
     key = keys.find(unverified_header.kid, now=now)
     if key is None:

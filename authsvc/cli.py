@@ -1,0 +1,191 @@
+"""The commands. Each reads the environment, calls one function, and says in plain words what came of it."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import fields, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final, ParamSpec, TypeVar
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from authsvc import demo as demo_steps
+from authsvc.clock import SystemClock
+from authsvc.errors import AuthsvcError, SettingsError
+from authsvc.http.server import serve as serve_http
+from authsvc.keyset import Lifecycle
+from authsvc.sandbox.process import SandboxProcess, write_addresses
+from authsvc.settings import (
+    SANDBOX_APPID,
+    SANDBOX_FOLDER,
+    SANDBOX_SECRET,
+    Settings,
+    load_key_settings,
+    load_settings,
+)
+from authsvc.telemetry import configure_logging
+from authsvc.wiring import build_app, init_keys, prepare
+
+DOTENV: Final = Path(".env")
+ADDRESSES: Final = SANDBOX_FOLDER / "addresses.json"
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _plain_errors(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """An error that we foresaw is a sentence and exit status 2, not a traceback."""
+
+    @functools.wraps(function)
+    def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            return function(*args, **kwargs)
+        except SettingsError as error:
+            click.echo("authsvc cannot start with these settings:", err=True)
+            for problem in error.problems:
+                click.echo(f"  - {problem}", err=True)
+            sys.exit(2)
+        except AuthsvcError as error:
+            click.echo(f"authsvc: {error}", err=True)
+            sys.exit(2)
+
+    return wrapped
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version("authsvc"), prog_name="authsvc")
+def command() -> None:
+    """Login for WeChat mini-programs: a code in, a signed token out."""
+
+
+@command.command()
+@click.option("--or-sandbox", is_flag=True, help="Without any app configured, run with the built-in WeChat sandbox.")
+@_plain_errors
+def serve(or_sandbox: bool) -> None:
+    """Run the service, from the environment alone, until Ctrl-C."""
+    configure_logging(sys.stderr)
+    settings = _settings(or_sandbox=or_sandbox)
+    said = prepare(settings, clock=SystemClock())
+    with ExitStack() as beside:
+        if settings.sandbox:
+            sandbox = SandboxProcess(appid=SANDBOX_APPID, secret=SANDBOX_SECRET, port=settings.port + 1)
+            settings = replace(settings, wechat_url=beside.enter_context(sandbox).url, wechat_fallback_url=None)
+            write_addresses(ADDRESSES, service=_address(settings), sandbox=settings.wechat_url)
+            beside.callback(ADDRESSES.unlink, missing_ok=True)
+        serve_http(
+            functools.partial(_load_worker, settings),
+            host=settings.host,
+            port=settings.port,
+            workers=settings.workers,
+            threads=settings.threads,
+            # Longer than a login may take: what was accepted is answered.
+            stop_within_s=settings.wechat_timeout_s + 5,
+            on_listening=lambda: _announce(settings, said),
+        )
+
+
+@command.command()
+@_plain_errors
+def config() -> None:
+    """Print the settings that are in force, secrets masked."""
+    settings = _settings(or_sandbox=False)
+    table = Table("setting", "value", "from")
+    for setting in settings.table:
+        table.add_row(setting.name, setting.shown, setting.origin)
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    for warning in settings.warnings:
+        click.echo(f"warning: {warning}")
+
+
+@command.command()
+@click.option("--service", help="Where the service answers; by default that of the `make run` in this folder.")
+@click.option("--sandbox", help="Where its sandbox answers.")
+@_plain_errors
+def demo(service: str | None, sandbox: str | None) -> None:
+    """Play the mini-program against a running `make run`, and show every request and reply."""
+    sys.exit(demo_steps.run(Console(), ADDRESSES, service_url=service, sandbox_url=sandbox))
+
+
+@command.group()
+def keys() -> None:
+    """The key folder."""
+
+
+def _lifecycle_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    for member in reversed(fields(Lifecycle)):
+        name = member.name.removesuffix("_s").replace("_", "-")
+        option = click.option(
+            f"--{name}", member.name, type=click.IntRange(min=0), default=member.default, show_default=True
+        )
+        function = option(function)
+    return function
+
+
+@keys.command("init")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_lifecycle_options
+@_plain_errors
+def keys_init(as_json: bool, **policy: int) -> None:
+    """Make the first keys: a signing key, its standby, a sealing key. Does nothing if there are keys.
+
+    The options are the policy of the key folder, in seconds.
+    """
+    settings = load_key_settings(os.environ, dotenv=DOTENV)
+    made = init_keys(settings, Lifecycle(**policy), clock=SystemClock())
+    folder = settings.path.absolute()
+    if as_json:
+        click.echo(json.dumps({"made": made, "folder": str(folder)}))
+    elif made:
+        click.echo(
+            f"Made {settings.alg} keys in {folder}: one signs now, its standby is published, one seals the store."
+        )
+        click.echo("Back this folder up where only operators can read. Without it everybody has to log in again.")
+    else:
+        click.echo(f"There are keys in {folder} already; nothing was changed.")
+
+
+def _settings(*, or_sandbox: bool) -> Settings:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return load_settings(os.environ, dotenv=DOTENV, cores=cores, or_sandbox=or_sandbox)
+
+
+def _load_worker(settings: Settings) -> Any:
+    configure_logging(sys.stderr)
+    # The server copies the environment into every WSGI request; our settings have been read, the rest needs no secrets.
+    for name in [name for name in os.environ if name.startswith("AUTHSVC_")]:
+        del os.environ[name]
+    return build_app(settings)
+
+
+def _address(settings: Settings) -> str:
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)  # noqa: S104 - where to reach it
+    return f"http://{host}:{settings.port}"
+
+
+def _announce(settings: Settings, said: list[str]) -> None:
+    lines = [f"authsvc {version('authsvc')} listens on {_address(settings)}, {settings.workers} workers"]
+    if settings.sandbox:
+        lines.append(
+            f"SANDBOX: WeChat is played by {settings.wechat_url}; whoever can reach that can log in as anyone. "
+            "Not for production."
+        )
+    lines.append(f"keys: {settings.keys.absolute()} · store: {_shown_store(settings)} · issuer: {settings.issuer}")
+    lines.extend(said)
+    lines.extend(f"WARNING: {warning}" for warning in settings.warnings)
+    if settings.sandbox:
+        lines.append("next, in another terminal: make demo · Ctrl-C here ends both")
+    click.echo("\n".join(lines))
+
+
+def _shown_store(settings: Settings) -> str:
+    shown = next(setting.shown for setting in settings.table if setting.name == "AUTHSVC_STORE")
+    scheme, separator, path = shown.partition(":///")
+    return str(Path(path).absolute()) if separator and scheme == "sqlite" else shown

@@ -1,0 +1,24 @@
+"""The Flask app over the use-cases."""
+
+from __future__ import annotations
+
+from flask import Flask
+
+from authsvc.http import checklogin, health, login, wellknown
+from authsvc.http.context import install_request_log
+from authsvc.http.problems import install_problems
+from authsvc.http.services import Services, install_services
+
+
+def create_app(services: Services) -> Flask:
+    app = Flask("authsvc", static_folder=None)
+    # Werkzeug would answer `//login` with a redirect; nothing here redirects.
+    app.url_map.merge_slashes = False
+    app.json.ensure_ascii = False  # type: ignore[attr-defined]
+    app.json.sort_keys = False  # type: ignore[attr-defined]
+    install_services(app, services)
+    install_request_log(app)
+    install_problems(app)
+    for module in (login, checklogin, wellknown, health):
+        app.register_blueprint(module.blueprint)
+    return app

@@ -1,0 +1,49 @@
+"""`GET /checklogin`: whether a token is good, from the token alone. No store, no session, no network."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from flask import Blueprint, request
+
+from authsvc.errors import TokenError, TokenMalformed, TokenMissing
+from authsvc.http.context import note
+from authsvc.http.services import services
+
+_SCHEME: Final = "bearer"
+
+blueprint = Blueprint("checklogin", __name__)
+
+
+@blueprint.get("/checklogin")
+def check_login() -> tuple[dict[str, Any], dict[str, str]]:
+    now = services().clock.now()
+    try:
+        token = presented_token(request.args.getlist("token"), request.headers.getlist("Authorization"))
+        claims = services().verifier.verify(token)
+        answer: dict[str, Any] = {"is_login": True, "expires_in": max(claims.expires_at - now, 0)}
+    except TokenError as error:
+        answer = {"is_login": False, "reason": error.code}
+    note(outcome=answer.get("reason", "ok"))
+    return answer, {"Cache-Control": "no-store"}
+
+
+def presented_token(parameters: list[str], authorizations: list[str]) -> str:
+    """The one token of a request, from the query or the header (RFC 6750, 2.1 and 2.3).
+
+    Raises: TokenMissing; TokenMalformed for more than one, whichever of them would be good.
+    """
+    if len(parameters) > 1 or len(authorizations) > 1:
+        raise TokenMalformed("more than one token")
+    tokens = {token for token in (*parameters, *map(_bearer_token, authorizations)) if token}
+    if not tokens:
+        raise TokenMissing("no token")
+    if len(tokens) > 1:
+        raise TokenMalformed("the query and the header differ")
+    return tokens.pop()
+
+
+def _bearer_token(authorization: str) -> str:
+    scheme, _, credentials = authorization.strip(" ").partition(" ")
+    # Another scheme (Basic, for a proxy before us) is no token, and no mistake either.
+    return credentials.strip(" ") if scheme.lower() == _SCHEME else ""

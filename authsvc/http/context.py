@@ -1,0 +1,66 @@
+"""What is known about the request under way: its id, and what its log line will say."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from typing import Any, Final
+
+import structlog
+from flask import Flask, Response, g, request
+
+from authsvc.http.services import services
+
+_REQUEST_ID: Final = re.compile(r"[0-9A-Za-z._-]{1,64}")
+
+_log = structlog.get_logger("authsvc.http")
+
+
+def request_id() -> str:
+    """The caller's X-Request-ID if it is a plain one, else one of our own."""
+    found: str = g.request_id
+    return found
+
+
+def note(**fields: Any) -> None:
+    """Add to the log line of this request. Nothing secret: no code, token, session_key, openid."""
+    g.log_fields.update(fields)
+
+
+def install_request_log(app: Flask) -> None:
+    app.before_request(_begin)
+    app.after_request(_end)
+
+
+def _begin() -> None:
+    given = request.headers.get("X-Request-ID", "")
+    g.request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+    g.log_fields = {}
+    g.started_at = time.perf_counter()
+
+
+def _end(reply: Response) -> Response:
+    reply.headers["X-Request-ID"] = request_id()
+    if _is_logged():
+        _log.info(
+            "request",
+            method=request.method,
+            # The route and not the path: a client that puts its token into the path must not put it into the log.
+            path=request.url_rule.rule if request.url_rule else "(no such route)",
+            status=reply.status_code,
+            duration_ms=round((time.perf_counter() - g.started_at) * 1000, 1),
+            request_id=request_id(),
+            **{name: value for name, value in g.log_fields.items() if value is not None},
+        )
+    return reply
+
+
+def _is_logged() -> bool:
+    match services().access_log:
+        case "all":
+            return True
+        case "login":
+            return request.endpoint == "login.log_in"
+        case "none":
+            return False

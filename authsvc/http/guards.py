@@ -1,0 +1,65 @@
+"""What a request body must be before a view sees it: small, of a known type, with one reading."""
+
+from __future__ import annotations
+
+from typing import Any, Final, TypeVar
+from urllib.parse import parse_qsl
+
+from flask import request
+from pydantic import BaseModel, ValidationError
+from werkzeug.exceptions import RequestEntityTooLarge, UnsupportedMediaType
+
+from authsvc.encoding import NotCanonical, parse_json_object
+from authsvc.errors import BadRequest
+
+_MAX_FORM_FIELDS: Final = 16
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def read_body(model: type[_Model], *, max_bytes: int) -> _Model:
+    """The body, JSON or form, as `model`; members that the model does not know are ignored.
+
+    Raises: RequestEntityTooLarge (413), UnsupportedMediaType (415), BadRequest.
+    """
+    reader = _READERS.get(request.mimetype)
+    if reader is None:
+        raise UnsupportedMediaType
+    if (request.content_length or 0) > max_bytes:
+        raise RequestEntityTooLarge  # before a byte of it is read
+    request.max_content_length = max_bytes
+    try:
+        return model.model_validate(reader(request.get_data(cache=False)))
+    except ValidationError as error:
+        # Names and types only: pydantic's own text quotes what was sent.
+        found = error.errors(include_input=False, include_url=False, include_context=False)
+        names = sorted({str(item["loc"][0]) for item in found if item["loc"]})
+        raise BadRequest(f"missing or not a plain text: {', '.join(names)}") from None
+
+
+def _json(body: bytes) -> dict[str, Any]:
+    try:
+        return parse_json_object(body)
+    except NotCanonical as error:
+        raise BadRequest(f"the body is {error}") from None
+
+
+def _form(body: bytes) -> dict[str, str]:
+    try:
+        pairs = parse_qsl(
+            body.decode("ascii"),
+            keep_blank_values=True,
+            strict_parsing=bool(body),
+            encoding="utf-8",
+            errors="strict",
+            max_num_fields=_MAX_FORM_FIELDS,
+        )
+    except ValueError:
+        raise BadRequest("the body is not a form") from None
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise BadRequest("the body has a field twice")
+    return fields
+
+
+_READERS: Final = {"application/json": _json, "application/x-www-form-urlencoded": _form}

@@ -1,0 +1,37 @@
+"""`POST /login`: the mini-program's code in, a token out."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final
+
+from flask import Blueprint
+from pydantic import BaseModel, ConfigDict, Field
+
+from authsvc.http.context import note
+from authsvc.http.guards import read_body
+from authsvc.http.services import services
+
+MAX_BODY_BYTES: Final = 4096
+
+blueprint = Blueprint("login", __name__)
+
+
+class LoginRequest(BaseModel):
+    """`code` is what wx.login() gave; `appid` is needed where the service serves several apps."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
+
+    code: Annotated[str, Field(min_length=1)]
+    appid: str | None = None
+
+
+@blueprint.post("/login")
+def log_in() -> tuple[dict[str, Any], dict[str, str]]:
+    wanted = read_body(LoginRequest, max_bytes=MAX_BODY_BYTES)
+    login = services().login
+    app = login.app(wanted.appid)
+    note(appid=app.appid)
+    logged_in = login.log_in(app, wanted.code)
+    note(outcome="ok", user=logged_in.user)
+    reply = {"token": logged_in.token, "token_type": "Bearer", "expires_in": logged_in.expires_in_s}
+    return reply, {"Cache-Control": "no-store"}

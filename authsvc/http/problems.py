@@ -1,0 +1,108 @@
+"""Every error reply, from one table: RFC 9457 `application/problem+json` with a stable `code`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+from flask import Flask, Response
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
+
+from authsvc.errors import AuthsvcError, WeChatError
+from authsvc.http.context import note, request_id
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    status: int
+    title: str
+    retry_after_s: int | None = None
+    # Whether the error's own message goes into the reply. It does not where it is for the operator.
+    tells_detail: bool = True
+
+
+PROBLEMS: Final[dict[str, Problem]] = {
+    "bad_request": Problem(400, "The request is not what this route takes"),
+    "code_invalid": Problem(401, "WeChat does not know this code"),
+    "code_used": Problem(401, "This code has been used"),
+    "user_blocked": Problem(403, "WeChat has blocked this user's login"),
+    "user_banned": Problem(403, "This user may not log in"),
+    "not_found": Problem(404, "There is nothing here"),
+    "method_not_allowed": Problem(405, "This route does not take this method"),
+    "payload_too_large": Problem(413, "The body is too large"),
+    "unsupported_media_type": Problem(415, "The body has a type that this route does not take"),
+    # The limit counts by minute: WeChat's 100 exchanges a user.
+    "rate_limited": Problem(429, "Too many logins", retry_after_s=60),
+    "internal_error": Problem(500, "The service failed", tells_detail=False),
+    "wechat_config": Problem(502, "The service is not set up rightly at WeChat"),
+    "wechat_bad_reply": Problem(502, "WeChat's answer could not be used"),
+    "wechat_error": Problem(502, "WeChat answered with an error"),
+    "wechat_busy": Problem(503, "WeChat is busy", retry_after_s=5),
+    "wechat_quota": Problem(503, "The quota at WeChat is used up", retry_after_s=3600),
+    "store_unavailable": Problem(503, "The login could not be kept", retry_after_s=5, tells_detail=False),
+    "keys_unusable": Problem(503, "The service cannot sign", retry_after_s=60, tells_detail=False),
+    "overloaded": Problem(503, "Too many logins are under way", retry_after_s=1),
+    "wechat_timeout": Problem(504, "WeChat did not answer in time"),
+}
+
+_CODE_OF_STATUS: Final = {
+    problem.status: code
+    for code, problem in PROBLEMS.items()
+    if code in ("bad_request", "not_found", "method_not_allowed", "payload_too_large", "unsupported_media_type")
+}
+
+_log = structlog.get_logger("authsvc.http")
+
+
+def problem_reply(code: str, *, detail: str | None = None, **members: object) -> Response:
+    """The reply for one code of the table. `members` are extension members (RFC 9457, 3.2)."""
+    problem = PROBLEMS[code]
+    body: dict[str, object] = {"status": problem.status, "title": problem.title, "code": code}
+    if detail and problem.tells_detail:
+        body["detail"] = detail
+    body.update(members)
+    body["request_id"] = request_id()
+    reply = Response(json.dumps(body, ensure_ascii=False) + "\n", problem.status, mimetype="application/problem+json")
+    reply.headers["Cache-Control"] = "no-store"
+    if problem.status == 401:
+        # RFC 9110, 15.5.2: a 401 names its scheme.
+        reply.headers["WWW-Authenticate"] = "Bearer"
+    if problem.retry_after_s is not None:
+        reply.headers["Retry-After"] = str(problem.retry_after_s)
+    note(outcome=code)
+    return reply
+
+
+def install_problems(app: Flask) -> None:
+    """Turn everything that can go wrong in a view into a row of the table."""
+    app.register_error_handler(AuthsvcError, _authsvc_error)
+    app.register_error_handler(HTTPException, _http_error)
+    app.register_error_handler(Exception, _unexpected_error)
+
+
+def _authsvc_error(error: AuthsvcError) -> Response:
+    if error.code not in PROBLEMS:
+        return _unexpected_error(error)
+    members: dict[str, object] = {}
+    if isinstance(error, WeChatError):
+        note(wechat_errcode=error.errcode, wechat_rid=error.rid)
+        if error.errcode is not None:
+            members["wechat_errcode"] = error.errcode
+    if not PROBLEMS[error.code].tells_detail or error.code == "wechat_config":
+        # For the operator, who reads logs and not replies.
+        _log.error("operator_needed", code=error.code, problem=str(error))
+    return problem_reply(error.code, detail=str(error), **members)
+
+
+def _http_error(error: HTTPException) -> Response:
+    reply = problem_reply(_CODE_OF_STATUS.get(error.code or 0, "bad_request"))
+    if isinstance(error, MethodNotAllowed) and error.valid_methods:
+        reply.headers["Allow"] = ", ".join(sorted(error.valid_methods))
+    return reply
+
+
+def _unexpected_error(error: Exception) -> Response:
+    _log.error("unexpected_error", exc_info=error)
+    return problem_reply("internal_error")

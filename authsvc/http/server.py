@@ -1,0 +1,82 @@
+"""The HTTP server: granian, with worker processes of blocking threads."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import signal
+import socket
+from collections.abc import Callable
+from typing import Any, Final, TypeAlias
+
+from granian.constants import HTTPModes, Interfaces
+from granian.http import HTTP1Settings
+from granian.server import Server
+
+from authsvc.errors import CannotListen
+
+WSGIApp: TypeAlias = Callable[..., Any]
+
+# A token of 8 KiB and a generous set of headers; more is refused by the server itself.
+_HEADER_BUFFER_BYTES: Final = 65_536
+
+
+def serve(
+    load_app: Callable[[], WSGIApp],
+    *,
+    host: str,
+    port: int,
+    workers: int,
+    threads: int,
+    stop_within_s: int,
+    on_listening: Callable[[], None],
+) -> None:
+    """Serve until SIGINT or SIGTERM. `load_app` runs once in each worker process. A worker that has not answered what
+    it accepted `stop_within_s` seconds after the signal is killed.
+
+    Raises: CannotListen before anything is started.
+    """
+    _check_address(host, port)
+    logging.getLogger("_granian").addFilter(_is_news)
+    server = Server(
+        target="authsvc",
+        address=host,
+        port=port,
+        interface=Interfaces.WSGI,
+        http=HTTPModes.http1,
+        http1_settings=HTTP1Settings(max_buffer_size=_HEADER_BUFFER_BYTES),
+        websockets=False,
+        workers=workers,
+        # Every request has a thread to itself; logins that wait for WeChat are capped below this number.
+        blocking_threads=threads,
+        respawn_failed_workers=True,
+        workers_kill_timeout=stop_within_s,
+        # Its records go the way of all others. Its access log stays off: it has `?token=` in it.
+        log_access=False,
+        log_dictconfig={"formatters": {}, "handlers": {}, "loggers": {"_granian": {"propagate": True}}},
+    )
+    server.on_startup(on_listening)
+    server.serve(target_loader=functools.partial(_load_in_worker, load_app), wrap_loader=False)
+
+
+def _load_in_worker(load_app: Callable[[], WSGIApp]) -> WSGIApp:
+    # Ctrl-C reaches every process of the terminal, and the main process then sends the workers SIGTERM. granian's
+    # workers hang when the second signal meets the handler of the first, so they get to see the SIGTERM alone.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    return load_app()
+
+
+def _check_address(host: str, port: int) -> None:
+    # granian sets SO_REUSEPORT: without this look a second service would share the port and take half the requests.
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise CannotListen(f"cannot listen on {host}:{port}: {error.strerror}") from None
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    # It advises fewer threads than cores would keep busy; ours wait for WeChat, and 64 of them were measured best.
+    return "Configuration allows spawning up to" not in record.getMessage()

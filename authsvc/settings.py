@@ -1,0 +1,436 @@
+"""The environment, read once, checked whole, frozen. Every problem is named at once, and no value of a secret ever."""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Final, Literal
+from urllib.parse import urlsplit
+
+from dotenv import dotenv_values
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from authsvc.encoding import NotCanonical, parse_json_object
+from authsvc.errors import SettingsError
+from authsvc.keyset import TOKEN_TTL_LIMIT_S
+from authsvc.wechat import App
+
+PREFIX: Final = "AUTHSVC_"
+
+SANDBOX_APPID: Final = "wxsandbox00000000"
+SANDBOX_SECRET: Final = "not-a-secret"  # noqa: S105 - opens nothing but the simulator on loopback
+SANDBOX_FOLDER: Final = Path(".sandbox")
+
+_DEFAULT_WECHAT_URL: Final = "https://api.weixin.qq.com"
+# WeChat's disaster-recovery host for the same API, so a natural fallback for its own host and for no other.
+_DEFAULT_FALLBACK_URL: Final = "https://api2.weixin.qq.com"
+
+_APPID: Final = re.compile(r"[0-9A-Za-z_-]{1,64}")
+_SECRET: Final = re.compile(r"[!-~]{1,256}")
+_MAX_SECRETS: Final = 2
+
+Flag = Annotated[bool, Field(strict=False)]
+Seconds = Annotated[int, Field(ge=1)]
+
+
+class Environment(BaseModel):
+    """The variables, without their prefix: type, default, limits. What concerns two of them is checked below."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    APPID: str | None = None
+    SECRET: str | None = Field(default=None, repr=False)
+    SECRET_FILE: Path | None = None
+    APPS: str | None = Field(default=None, repr=False)
+    APPS_FILE: Path | None = None
+    SANDBOX: Flag = False
+
+    WECHAT_URL: str | None = None
+    WECHAT_FALLBACK_URL: str | None = None
+    WECHAT_TIMEOUT: Annotated[int, Field(ge=1, le=60)] = 5
+
+    ISSUER: str | None = None
+    AUDIENCE: Annotated[str, Field(min_length=1, max_length=256)] = "api"
+    ALG: Literal["ES256", "EdDSA", "RS256"] = "ES256"
+    TYP: Literal["at+jwt", "JWT"] = "at+jwt"
+    TOKEN_TTL: Annotated[int, Field(ge=1, le=TOKEN_TTL_LIMIT_S)] = 7_200
+    CLAIM_UNIONID: Flag = False
+
+    KEYS: Path | None = None
+    KEYS_PASSPHRASE: str | None = Field(default=None, repr=False)
+    KEYS_GROUP_READ: Flag = False
+    ROTATE_EVERY: Annotated[int, Field(ge=0)] = 2_592_000
+
+    STORE: str | None = Field(default=None, repr=False)
+    SESSION_KEY_TTL: Annotated[int, Field(ge=60, le=2_592_000)] = 259_200
+    DECRYPT_WINDOW: Seconds = 600
+
+    HOST: Annotated[str, Field(min_length=1)] = "127.0.0.1"
+    PORT: Annotated[int, Field(ge=1, le=65_535)] = 3_000
+    WORKERS: Annotated[int, Field(ge=1, le=256)] | None = None
+    THREADS: Annotated[int, Field(ge=2, le=1_024)] = 64
+    WECHAT_IN_FLIGHT: Annotated[int, Field(ge=1)] | None = None
+
+    LOGIN_RATE: str = "300/minute"
+    LIMITS_URL: str = Field(default="memory://", repr=False)
+    TRUSTED_PROXIES: Annotated[int, Field(ge=0)] = 0
+    CORS_ORIGINS: str = ""
+    ACCESS_LOG: Literal["all", "login", "none"] = "all"
+    OPS_TOKEN: str | None = Field(default=None, repr=False)
+    SERVICE_TOKENS: str | None = Field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One line of `authsvc config`: what is in force, and where it came from. Secrets are masked."""
+
+    name: str
+    shown: str
+    origin: str  # "environment", ".env", "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the service is built from."""
+
+    apps: Mapping[str, App]
+    sandbox: bool
+    wechat_url: str
+    wechat_fallback_url: str | None
+    wechat_timeout_s: int
+    issuer: str
+    audience: str
+    alg: str
+    typ: str
+    token_ttl_s: int
+    with_unionid: bool
+    keys: Path
+    keys_group_read: bool
+    store_url: str = field(repr=False)  # may hold a password
+    session_key_ttl_s: int
+    host: str
+    port: int
+    workers: int
+    threads: int
+    wechat_in_flight: int
+    access_log: Literal["all", "login", "none"]
+    warnings: tuple[str, ...]  # allowed, and to be said loudly
+    table: tuple[Setting, ...] = field(repr=False)
+
+
+def load_settings(environ: Mapping[str, str], *, dotenv: Path | None, cores: int, or_sandbox: bool = False) -> Settings:
+    """Read the variables of `environ` and, for what is not in it, of the file `dotenv` if that exists.
+
+    `or_sandbox`: without any app configured, behave as with AUTHSVC_SANDBOX=1.
+    Raises: SettingsError with every problem.
+    """
+    return _Loader(environ, dotenv, cores=cores, or_sandbox=or_sandbox).settings()
+
+
+@dataclass(frozen=True, slots=True)
+class KeySettings:
+    """What a command on the key folder needs; it works without any app configured."""
+
+    path: Path
+    group_read: bool
+    alg: str
+    sandbox: bool
+
+
+def load_key_settings(environ: Mapping[str, str], *, dotenv: Path | None) -> KeySettings:
+    """Raises: SettingsError if KEYS, KEYS_GROUP_READ, ALG or SANDBOX say nothing usable."""
+    return _Loader(environ, dotenv, cores=1, or_sandbox=False).key_settings()
+
+
+# Read and checked, so that a deployment can carry them already, and not acted upon by this version.
+_NOT_IN_FORCE: Final = {
+    "ROTATE_EVERY": "keys are not rotated by the service yet",
+    "DECRYPT_WINDOW": "there are no /session routes yet",
+    "SERVICE_TOKENS": "there are no /session routes yet",
+    "LOGIN_RATE": "there is no rate limit yet; put one into the proxy",
+    "LIMITS_URL": "there is no rate limit yet; put one into the proxy",
+    "TRUSTED_PROXIES": "no client address is used yet",
+    "CORS_ORIGINS": "no CORS headers are sent yet",
+    "OPS_TOKEN": "there is no /metrics yet",
+}
+
+_SECRETS: Final = ("SECRET", "APPS", "KEYS_PASSPHRASE", "OPS_TOKEN", "SERVICE_TOKENS")
+_NOT_WITH_SANDBOX: Final = (
+    *("APPID", "SECRET", "SECRET_FILE", "APPS", "APPS_FILE"),
+    *("KEYS", "STORE", "WECHAT_URL", "WECHAT_FALLBACK_URL"),
+)
+# What Kubernetes puts into every pod for a Service that is called "authsvc".
+_KUBERNETES_LINK: Final = re.compile(r"SERVICE_(HOST|PORT.*)|PORT_[0-9]+_(TCP|UDP).*")
+
+
+class _Loader:
+    """Collects problems instead of stopping at the first."""
+
+    def __init__(self, environ: Mapping[str, str], dotenv: Path | None, *, cores: int, or_sandbox: bool) -> None:
+        self._problems: list[str] = []
+        self._warnings: list[str] = []
+        self._cores = cores
+        self._origins: dict[str, str] = {}
+        given = self._given(environ, dotenv)
+        if or_sandbox and not given.keys() & {"APPID", "APPS", "APPS_FILE"}:
+            given.setdefault("SANDBOX", "1")
+        self._given_names = frozenset(given)
+        self._env = self._environment(given)
+
+    def settings(self) -> Settings:
+        env = self._env
+        apps = self._apps()
+        wechat_url = self._wechat_url("WECHAT_URL", env.WECHAT_URL) or _DEFAULT_WECHAT_URL
+        fallback_url = self._wechat_url("WECHAT_FALLBACK_URL", env.WECHAT_FALLBACK_URL)
+        if fallback_url is None and wechat_url == _DEFAULT_WECHAT_URL:
+            fallback_url = _DEFAULT_FALLBACK_URL
+        issuer = self._issuer()
+        in_flight = env.WECHAT_IN_FLIGHT or min(48, env.THREADS * 3 // 4)
+        if in_flight >= env.THREADS:
+            self._problem("WECHAT_IN_FLIGHT", f"has to be below THREADS ({env.THREADS}), or hung logins stop the rest")
+        if env.KEYS_PASSPHRASE:
+            self._problem("KEYS_PASSPHRASE", "this version cannot encrypt private parts; unset it")
+        for name in sorted(_NOT_IN_FORCE.keys() & self._given_names):
+            self._warnings.append(f"{PREFIX}{name} has no effect in this version: {_NOT_IN_FORCE[name]}")
+        if self._problems:
+            raise SettingsError(self._problems)
+        settings = Settings(
+            apps=apps,
+            sandbox=env.SANDBOX,
+            wechat_url=wechat_url,
+            wechat_fallback_url=fallback_url,
+            wechat_timeout_s=env.WECHAT_TIMEOUT,
+            issuer=issuer,
+            audience=env.AUDIENCE,
+            alg=env.ALG,
+            typ=env.TYP,
+            token_ttl_s=env.TOKEN_TTL,
+            with_unionid=env.CLAIM_UNIONID,
+            keys=self._keys(),
+            keys_group_read=env.KEYS_GROUP_READ,
+            store_url=env.STORE
+            or (f"sqlite:///{SANDBOX_FOLDER}/authsvc.db" if env.SANDBOX else "sqlite:///authsvc.db"),
+            session_key_ttl_s=env.SESSION_KEY_TTL,
+            host=env.HOST,
+            port=env.PORT,
+            workers=env.WORKERS or self._cores,
+            threads=env.THREADS,
+            wechat_in_flight=in_flight,
+            access_log=env.ACCESS_LOG,
+            warnings=tuple(self._warnings),
+            table=(),
+        )
+        return replace(settings, table=self._table(settings))
+
+    def key_settings(self) -> KeySettings:
+        env = self._env
+        mine = tuple(f"{PREFIX}{name} " for name in ("KEYS", "KEYS_GROUP_READ", "ALG", "SANDBOX"))
+        problems = [problem for problem in self._problems if problem.startswith(mine)]
+        if problems:
+            raise SettingsError(problems)
+        return KeySettings(self._keys(), env.KEYS_GROUP_READ, env.ALG, env.SANDBOX)
+
+    def _keys(self) -> Path:
+        return self._env.KEYS or (SANDBOX_FOLDER / "keys" if self._env.SANDBOX else Path("keys"))
+
+    # ---- the variables, one by one ----
+
+    def _given(self, environ: Mapping[str, str], dotenv: Path | None) -> dict[str, str]:
+        """Name without prefix → value. An empty value is an unset one, as compose files write it."""
+        given: dict[str, str] = {}
+        for origin, values in ((".env", self._dotenv(dotenv)), ("environment", environ)):
+            for name, value in values.items():
+                if name.startswith(PREFIX) and value:
+                    given[name.removeprefix(PREFIX)] = value
+                    self._origins[name.removeprefix(PREFIX)] = origin
+        for name in sorted(given.keys() - Environment.model_fields.keys()):
+            del given[name]
+            if not _KUBERNETES_LINK.fullmatch(name):
+                similar = difflib.get_close_matches(name, Environment.model_fields, n=1)
+                hint = f"; did you mean {PREFIX}{similar[0]}?" if similar else ""
+                self._warnings.append(f"{PREFIX}{name} is no setting of authsvc{hint}")
+        return given
+
+    def _dotenv(self, path: Path | None) -> dict[str, str | None]:
+        if path is None or not path.exists():
+            return {}
+        try:
+            # No interpolation: a secret may hold a "$".
+            return dict(dotenv_values(path, interpolate=False))
+        except (OSError, ValueError):
+            self._problems.append(f"{path} cannot be read")
+            return {}
+
+    def _environment(self, given: dict[str, str]) -> Environment:
+        try:
+            return Environment(**given)  # type: ignore[arg-type]
+        except ValidationError as error:
+            bad = set()
+            for found in error.errors(include_input=False, include_url=False, include_context=False):
+                name = str(found["loc"][0])
+                bad.add(name)
+                if name == "PORT" and given[name].startswith("tcp://"):
+                    why = (
+                        "Kubernetes put this in for a Service called authsvc; set enableServiceLinks: false in the pod"
+                    )
+                else:
+                    why = found["msg"]
+                self._problem(name, why)
+            # The rest is checked as well, so that everything is named at once.
+            return Environment(**{k: v for k, v in given.items() if k not in bad})  # type: ignore[arg-type]
+
+    # ---- what concerns several variables ----
+
+    def _apps(self) -> dict[str, App]:
+        env = self._env
+        if env.SANDBOX:
+            for name in sorted(self._given_names & set(_NOT_WITH_SANDBOX)):
+                self._problem(
+                    name,
+                    "cannot be set together with SANDBOX: the sandbox has its own, so that nothing real is at stake",
+                )
+            return {SANDBOX_APPID: App(SANDBOX_APPID, (SANDBOX_SECRET,))}
+        sources = [name for name in ("APPID", "APPS", "APPS_FILE") if name in self._given_names]
+        if len(sources) != 1:
+            wanted = "set APPID and SECRET (one app), or APPS (several), or SANDBOX=1 to try it without WeChat"
+            self._problems.append(f"{wanted}; {'none is set' if not sources else ' and '.join(sources) + ' are set'}")
+            return {}
+        if sources == ["APPID"]:
+            secret = self._secret()
+            if not _APPID.fullmatch(env.APPID or ""):
+                self._problem("APPID", "is not 1 to 64 characters of 0-9, A-Z, a-z, _ and -")
+            return {env.APPID: App(env.APPID, (secret,))} if env.APPID and secret else {}
+        for name in sorted({"SECRET", "SECRET_FILE"} & self._given_names):
+            self._problem(name, f"goes with APPID; {sources[0]} has the secrets in it")
+        text = env.APPS if sources == ["APPS"] else self._file("APPS_FILE", env.APPS_FILE)
+        return self._parse_apps(sources[0], text) if text else {}
+
+    def _secret(self) -> str | None:
+        env = self._env
+        given = {"SECRET", "SECRET_FILE"} & self._given_names
+        if len(given) != 1:
+            self._problem("SECRET", "set SECRET or SECRET_FILE" + (", not both" if given else ""))
+            return None
+        secret = env.SECRET or self._file("SECRET_FILE", env.SECRET_FILE)
+        if secret and not _SECRET.fullmatch(secret):
+            self._problem(given.pop(), "is no app secret: it has white space or other odd characters in it")
+        return secret
+
+    def _parse_apps(self, name: str, text: str) -> dict[str, App]:
+        try:
+            found = parse_json_object(text.encode("utf-8"))
+        except (NotCanonical, UnicodeEncodeError):
+            self._problem(name, 'is not JSON like {"appid": "secret", "other": ["secret", "next secret"]}')
+            return {}
+        apps = {}
+        for appid, value in found.items():
+            secrets = tuple(value) if isinstance(value, list) else (value,)
+            good = all(isinstance(secret, str) and _SECRET.fullmatch(secret) for secret in secrets)
+            if not _APPID.fullmatch(appid) or not good or not 1 <= len(secrets) <= _MAX_SECRETS:
+                self._problem(name, "each appid has one secret, or a list of two while one is being reset")
+                break
+            apps[appid] = App(appid, secrets)
+        if not found:
+            self._problem(name, "has no app in it")
+        return apps
+
+    def _file(self, name: str, path: Path | None) -> str | None:
+        try:
+            text = path.read_text("utf-8").strip() if path else ""
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else "not UTF-8"
+            self._problem(name, f"{path} cannot be read: {why}")
+            return None
+        if not text:
+            self._problem(name, f"{path} is empty")
+        return text or None
+
+    def _issuer(self) -> str:
+        env = self._env
+        if env.ISSUER is None:
+            if not env.SANDBOX:
+                self._problem("ISSUER", "is required: the https address of this service, as its users see it")
+            return f"http://127.0.0.1:{env.PORT}"
+        host = self._url_host("ISSUER", env.ISSUER)
+        if host is None:
+            return env.ISSUER
+        if env.ISSUER.endswith("/"):
+            self._problem("ISSUER", "has no slash at its end: verifiers compare it letter by letter")
+        on_loopback = _is_loopback(host)
+        if env.SANDBOX and not on_loopback:
+            self._problem("ISSUER", "of the sandbox is on loopback: its tokens must not look like real ones")
+        elif not env.SANDBOX and (on_loopback or env.ISSUER.startswith("http:")):
+            self._warnings.append(
+                f"{PREFIX}ISSUER is {env.ISSUER}: plain http or loopback is for trying things out, not for production"
+            )
+        return env.ISSUER
+
+    def _wechat_url(self, name: str, url: str | None) -> str | None:
+        host = self._url_host(name, url) if url else None
+        if url is None or host is None:
+            return None
+        if url.startswith("http:") and not _is_loopback(host):
+            self._problem(name, "is plain http to another host: the app secret would travel in clear")
+        return url.rstrip("/")
+
+    def _url_host(self, name: str, url: str) -> str | None:
+        try:
+            parts = urlsplit(url)
+            host, _port = parts.hostname, parts.port
+        except ValueError:
+            host = None
+        if (
+            host is None
+            or parts.scheme not in ("http", "https")
+            or parts.query
+            or parts.fragment
+            or "@" in parts.netloc
+        ):
+            self._problem(name, "is not a plain http or https URL")
+            return None
+        return host
+
+    def _problem(self, name: str, why: str) -> None:
+        self._problems.append(f"{PREFIX}{name} {why}")
+
+    # ---- for `authsvc config` ----
+
+    def _table(self, settings: Settings) -> tuple[Setting, ...]:
+        in_force = {
+            "APPS": ", ".join(f"{app.appid} ({len(app.secrets)} secret)" for app in settings.apps.values()),
+            "WECHAT_URL": settings.wechat_url,
+            "WECHAT_FALLBACK_URL": settings.wechat_fallback_url,
+            "ISSUER": settings.issuer,
+            "KEYS": settings.keys.absolute(),
+            "STORE": _without_password(settings.store_url),
+            "WORKERS": settings.workers,
+            "WECHAT_IN_FLIGHT": settings.wechat_in_flight,
+        }
+        rows = []
+        for name in Environment.model_fields:
+            value = in_force.get(name, getattr(self._env, name))
+            secret = name in _SECRETS and name not in in_force
+            shown = "" if value is None else "(set, not shown)" if secret and value else str(value)
+            origin = self._origins.get(name, "default")
+            rows.append(Setting(PREFIX + name, shown, origin))
+        return tuple(rows)
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _without_password(url: str) -> str:
+    scheme, separator, rest = url.partition("://")
+    credentials, at, location = rest.rpartition("@")
+    user = credentials.partition(":")[0]
+    return f"{scheme}{separator}{user}:***@{location}" if at else url

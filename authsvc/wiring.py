@@ -1,0 +1,126 @@
+"""The one place that builds everything: settings in, a service out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from flask import Flask
+
+from authsvc.claims import Policy
+from authsvc.clock import Clock, SystemClock
+from authsvc.errors import KeysError
+from authsvc.http.app import create_app
+from authsvc.http.services import Services
+from authsvc.keyfiles import KeyFolder
+from authsvc.keyring import Keyring
+from authsvc.keyset import Lifecycle, Purpose
+from authsvc.login import Login, TokenTerms
+from authsvc.settings import KeySettings, Settings
+from authsvc.store import Store, open_store, prepare_store
+from authsvc.tokens import VerificationKey
+from authsvc.verifier import Verifier
+from authsvc.wechat import WeChatClient, new_session
+
+
+def prepare(settings: Settings, *, clock: Clock) -> list[str]:
+    """Once, before any worker: check the keys, bring the store up to date. Says what was done or is worth knowing.
+
+    In the sandbox missing keys are made; production keys never are: an issuer whose keys silently changed would
+    log everybody out. Raises: KeysError, StoreUnavailable.
+    """
+    said = []
+    folder = KeyFolder(settings.keys, group_read=settings.keys_group_read)
+    if settings.sandbox:
+        settings.keys.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if init_keys(KeySettings(settings.keys, False, settings.alg, True), Lifecycle(), clock=clock):
+            said.append(f"made the sandbox's own keys in {folder.path}")
+    now = clock.now()
+    keyring = folder.load(now=now)
+    _check_purpose(keyring, settings, folder.path)
+    lifetimes = {"token_ttl_s": settings.token_ttl_s, "session_key_ttl_s": settings.session_key_ttl_s}
+    if keyring.keyset.with_lifetimes(**lifetimes, now=now) is not keyring.keyset:
+        # Before the first token of that life is signed: a later rotation keeps the old key for as long.
+        folder.update(lambda keyset: keyset.with_lifetimes(**lifetimes, now=now))
+        said.append("noted the longer lifetime of tokens or rows in the manifest")
+    if keyring.signing_key(now=now).alg != settings.alg:
+        said.append(
+            f"the active key signs with {keyring.signing_key(now=now).alg}; "
+            f"AUTHSVC_ALG={settings.alg} counts from the next rotation"
+        )
+    prepare_store(settings.store_url)
+    return said
+
+
+def init_keys(settings: KeySettings, lifecycle: Lifecycle, *, clock: Clock) -> bool:
+    """Make the first keys; False if there are keys already. Raises: KeysError."""
+    return KeyFolder(settings.path, group_read=settings.group_read).init(
+        alg=settings.alg,
+        purpose=Purpose.SANDBOX if settings.sandbox else Purpose.PRODUCTION,
+        lifecycle=lifecycle,
+        now=clock.now(),
+        random_bytes=os.urandom,
+    )
+
+
+def build_app(settings: Settings) -> Flask:
+    """The WSGI app of one worker process, with connections of its own."""
+    clock = SystemClock()
+    keyring = KeyFolder(settings.keys, group_read=settings.keys_group_read).load(now=clock.now())
+    return create_app(build_services(settings, clock=clock, keys=lambda: keyring, store=open_store(settings.store_url)))
+
+
+def build_services(settings: Settings, *, clock: Clock, keys: Callable[[], Keyring], store: Store) -> Services:
+    wechat = WeChatClient(
+        new_session(connections=settings.wechat_in_flight),
+        url=settings.wechat_url,
+        fallback_url=settings.wechat_fallback_url,
+        timeout_s=settings.wechat_timeout_s,
+        in_flight=settings.wechat_in_flight,
+    )
+    login = Login(
+        apps=settings.apps,
+        wechat=wechat,
+        store=store,
+        keys=keys,
+        terms=TokenTerms(
+            issuer=settings.issuer,
+            audience=settings.audience,
+            typ=settings.typ,
+            token_ttl_s=settings.token_ttl_s,
+            session_key_ttl_s=settings.session_key_ttl_s,
+            with_unionid=settings.with_unionid,
+        ),
+        clock=clock,
+        random_bytes=os.urandom,
+    )
+    # With TYP=JWT, tokens of the stricter type that were issued before the switch are still good.
+    policy = Policy(settings.issuer, settings.audience, typ=tuple({"at+jwt", settings.typ}))
+    return Services(
+        login=login,
+        verifier=Verifier(_CurrentKeys(keys), policy, clock=clock),
+        keys=keys,
+        store=store,
+        wechat=wechat,
+        issuer=settings.issuer,
+        clock=clock,
+        access_log=settings.access_log,
+    )
+
+
+class _CurrentKeys:
+    """Looks keys up in whatever keyring is in force."""
+
+    def __init__(self, keys: Callable[[], Keyring]) -> None:
+        self._keys = keys
+
+    def find(self, unverified_kid: str, *, now: int) -> VerificationKey | None:
+        return self._keys().find(unverified_kid, now=now)
+
+
+def _check_purpose(keyring: Keyring, settings: Settings, path: Path) -> None:
+    expected = Purpose.SANDBOX if settings.sandbox else Purpose.PRODUCTION
+    found = keyring.keyset.purpose
+    if found is not expected:
+        raise KeysError(f"the keys in {path} are for {found}, this service is for {expected}; mend: set AUTHSVC_KEYS")

@@ -1,0 +1,285 @@
+"""The key folder on a real disk."""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from authsvc.errors import KeysError
+from authsvc.jwk import ALGORITHMS, PrivateKey, public_jwk
+from authsvc.keyfiles import MANIFEST, KeyFolder, generate_key
+from authsvc.keyset import Kind, Lifecycle, Purpose, dump_manifest, parse_manifest
+from tests.support.clock import NOW
+
+
+def _init(
+    path: Path, *, alg: str = "ES256", now: int = NOW, generate: Callable[[str], PrivateKey] = generate_key
+) -> bool:
+    return KeyFolder(path).init(
+        alg=alg, purpose=Purpose.PRODUCTION, lifecycle=Lifecycle(), now=now, random_bytes=os.urandom, generate=generate
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    _init(tmp_path / "keys")
+    return tmp_path / "keys"
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def _one(folder: Path, start: str) -> Path:
+    return sorted(folder.glob(f"{start}*"))[0]
+
+
+def _part_of_active(folder: Path) -> Path:
+    keyset = parse_manifest((folder / MANIFEST).read_bytes())
+    return folder / keyset.active(Kind.SIGNING, now=NOW).file
+
+
+@pytest.mark.parametrize("alg", ALGORITHMS)
+def test_init_makes_an_active_and_a_standby_signing_key_a_sealing_and_an_index_key(tmp_path: Path, alg: str) -> None:
+    assert _init(tmp_path / "keys", alg=alg) is True
+    ring = KeyFolder(tmp_path / "keys").load(now=NOW)
+    assert [(key.kind, key.state(now=NOW)) for key in ring.keyset.keys] == [
+        ("signing", "active"),
+        ("signing", "pending"),
+        ("sealing", "active"),
+        ("index", "active"),
+    ]
+    assert ring.prove_signing(now=NOW) == ring.signing_key(now=NOW).kid
+    assert ring.signing_key(now=NOW).alg == alg
+
+
+def test_nothing_in_the_folder_is_open_to_others_whatever_the_umask(tmp_path: Path) -> None:
+    (tmp_path / "keys").mkdir(mode=0o755)
+    before = os.umask(0)
+    try:
+        _init(tmp_path / "keys")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "keys").stat().st_mode) == 0o700
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "keys").iterdir()}
+    assert set(modes.values()) == {0o600}
+
+
+def test_init_leaves_keys_that_are_there_as_they_are(folder: Path) -> None:
+    before = _files(folder)
+    assert _init(folder, alg="RS256", now=NOW + 10) is False
+    assert _files(folder) == before
+
+
+def test_init_leaves_no_temporary_file(folder: Path) -> None:
+    keyset = parse_manifest((folder / MANIFEST).read_bytes())
+    assert _files(folder).keys() == {MANIFEST, ".lock", *(key.file for key in keyset.keys)}
+
+
+def test_a_key_whose_thumbprint_starts_with_a_hyphen_is_thrown_away(tmp_path: Path) -> None:
+    made: list[str] = []
+
+    def generate(alg: str) -> PrivateKey:
+        wants_hyphen = len(made) == 0
+        while True:
+            key = generate_key(alg)
+            kid = public_jwk(key.public_key()).kid
+            if kid.startswith("-") is wants_hyphen:
+                made.append(kid)
+                return key
+
+    _init(tmp_path / "keys", alg="EdDSA", generate=generate)
+    keyset = KeyFolder(tmp_path / "keys").load(now=NOW).keyset
+    assert [key.id for key in keyset.of(Kind.SIGNING)] == made[1:]
+
+
+def test_init_refuses_a_folder_whose_manifest_is_lost(folder: Path) -> None:
+    (folder / MANIFEST).unlink()
+    before = _files(folder)
+    with pytest.raises(KeysError, match="restore"):
+        _init(folder)
+    assert _files(folder) == before
+
+
+def test_init_that_was_interrupted_starts_over(folder: Path) -> None:
+    (folder / MANIFEST).unlink()
+    (folder / ".init").touch()
+    assert _init(folder) is True
+    assert len(list(folder.glob("sign-*"))) == 2
+    assert not (folder / ".init").exists()
+
+
+def test_two_inits_at_once_make_one_set_of_keys(tmp_path: Path) -> None:
+    made = []
+    threads = [threading.Thread(target=lambda: made.append(_init(tmp_path / "keys"))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(made) == [False] * 7 + [True]
+    assert len(list((tmp_path / "keys").glob("sign-*"))) == 2
+
+
+def _foreign_pem(_: Path) -> bytes:
+    return generate_key("ES256").private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+BREAKS: dict[str, tuple[Callable[[Path], object], str, str]] = {
+    "no folder": (lambda f: f.rename(f.with_name("away")), "keys", "authsvc keys init"),
+    "no manifest": (lambda f: (f / MANIFEST).unlink(), MANIFEST, "restore"),
+    "an empty manifest": (lambda f: (f / MANIFEST).write_bytes(b""), MANIFEST, "restore"),
+    "a cut manifest": (lambda f: (f / MANIFEST).write_bytes((f / MANIFEST).read_bytes()[:99]), MANIFEST, "restore"),
+    "a huge manifest": (lambda f: (f / MANIFEST).write_bytes(b" " * (1 << 21)), MANIFEST, "larger"),
+    "a manifest open to others": (lambda f: (f / MANIFEST).chmod(0o644), MANIFEST, "chmod 600"),
+    "an open folder": (lambda f: f.chmod(0o755), "keys", "chmod 700"),
+    "an open private part": (lambda f: _one(f, "sign-").chmod(0o640), "sign-", "chmod 600"),
+    "an open sealing key": (lambda f: _one(f, "seal-").chmod(0o604), "seal-", "chmod 600"),
+    "no private part of the active key": (lambda f: _part_of_active(f).unlink(), "sign-", "restore"),
+    "no sealing key": (lambda f: _one(f, "seal-").unlink(), "seal-", "restore"),
+    "no index key": (lambda f: _one(f, "index-").unlink(), "index-", "restore"),
+    "a foreign private part": (lambda f: _part_of_active(f).write_bytes(_foreign_pem(f)), "sign-", "restore"),
+    "a private part that is none": (lambda f: _part_of_active(f).write_bytes(b"MARKER"), "sign-", "restore"),
+    "a foreign sealing key": (lambda f: _one(f, "seal-").write_bytes(b"A" * 43 + b"=\n"), "seal-", "restore"),
+    "a sealing key that is none": (lambda f: _one(f, "seal-").write_bytes(b"MARKER\xff"), "seal-", "restore"),
+}
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_a_folder_that_cannot_be_trusted_is_refused_naming_file_and_mend(folder: Path, name: str) -> None:
+    breaks, names_file, names_mend = BREAKS[name]
+    breaks(folder)
+    with pytest.raises(KeysError) as refused:
+        KeyFolder(folder).load(now=NOW)
+    assert names_file in str(refused.value)
+    assert names_mend in str(refused.value)
+    assert "MARKER" not in str(refused.value)
+
+
+def test_a_private_part_behind_a_link_is_refused(folder: Path) -> None:
+    part = _part_of_active(folder)
+    part.rename(folder.with_name("elsewhere"))
+    part.symlink_to(folder.with_name("elsewhere"))
+    with pytest.raises(KeysError, match="cannot be opened"):
+        KeyFolder(folder).load(now=NOW)
+
+
+def test_a_named_pipe_for_a_private_part_is_refused_and_does_not_hang(folder: Path) -> None:
+    part = _part_of_active(folder)
+    part.unlink()
+    os.mkfifo(part, 0o600)
+    with pytest.raises(KeysError, match="regular"):
+        KeyFolder(folder).load(now=NOW)
+
+
+def test_a_clock_behind_the_manifest_by_more_than_the_skew_is_refused(folder: Path) -> None:
+    KeyFolder(folder).update(lambda keyset: replace(keyset, updated_at=NOW + 1000, generation=2))
+    KeyFolder(folder).load(now=NOW + 940)
+    with pytest.raises(KeysError, match="clock"):
+        KeyFolder(folder).load(now=NOW + 939)
+
+
+def test_a_retiring_key_without_its_private_part_is_healthy(folder: Path) -> None:
+    keyset = parse_manifest((folder / MANIFEST).read_bytes())
+    old, standby, *others = keyset.keys
+    rotated = replace(
+        keyset,
+        generation=2,
+        keys=(
+            replace(old, retire_at=NOW + 10, remove_at=NOW + 9000),
+            replace(standby, activate_at=NOW + 10),
+            *others,
+        ),
+    )
+    KeyFolder(folder).update(lambda _: rotated)
+    (folder / old.file).unlink()
+    ring = KeyFolder(folder).load(now=NOW + 10)
+    assert ring.signing_key(now=NOW + 10).kid == standby.id
+    assert ring.find(old.id, now=NOW + 8999) is not None
+    assert ring.find(old.id, now=NOW + 9000) is None
+
+
+def test_update_replaces_the_manifest_whole(folder: Path) -> None:
+    inode = (folder / MANIFEST).stat().st_ino
+    KeyFolder(folder).update(lambda k: k.with_lifetimes(token_ttl_s=80_000, session_key_ttl_s=1, now=NOW))
+    assert KeyFolder(folder).load(now=NOW).keyset.lifecycle.ttl_max_s == 80_000
+    assert (folder / MANIFEST).stat().st_ino != inode
+    assert stat.S_IMODE((folder / MANIFEST).stat().st_mode) == 0o600
+
+
+def test_a_write_that_fails_changes_nothing_and_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = _files(folder)
+
+    def full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(KeysError, match="No space left"):
+        KeyFolder(folder).update(lambda k: k.with_lifetimes(token_ttl_s=80_000, session_key_ttl_s=1, now=NOW))
+    assert _files(folder) == before
+
+
+def test_with_group_read_the_group_may_read_and_nobody_else(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.chmod(0o640)
+    folder.chmod(0o750)
+    KeyFolder(folder, group_read=True).load(now=NOW)
+    with pytest.raises(KeysError):
+        KeyFolder(folder).load(now=NOW)
+    _one(folder, "sign-").chmod(0o644)
+    with pytest.raises(KeysError, match="chmod 640"):
+        KeyFolder(folder, group_read=True).load(now=NOW)
+
+
+def test_with_group_read_nothing_is_written(folder: Path) -> None:
+    with pytest.raises(KeysError, match="read-only"):
+        KeyFolder(folder, group_read=True).update(
+            lambda k: k.with_lifetimes(token_ttl_s=80_000, session_key_ttl_s=1, now=NOW)
+        )
+
+
+def test_a_kubernetes_secret_is_read_through_its_data_link(folder: Path, tmp_path: Path) -> None:
+    mount = tmp_path / "mount"
+    mount.mkdir(mode=0o750)
+    folder.rename(mount / "..2026_11_22")
+    (mount / "..data").symlink_to("..2026_11_22")
+    for path in (mount / "..data").iterdir():
+        path.chmod(0o640)
+        (mount / path.name).symlink_to(Path("..data") / path.name)
+    (mount / "..data").resolve().chmod(0o750)
+    assert KeyFolder(mount, group_read=True).load(now=NOW).keyset.generation == 1
+
+
+def test_a_part_that_goes_while_the_folder_is_read_is_read_from_the_new_manifest(folder: Path) -> None:
+    """The reader holds the old manifest when a writer replaces it and destroys a part that only the old one names."""
+    key_folder = KeyFolder(folder)
+    old = parse_manifest((folder / MANIFEST).read_bytes())
+    newer = replace(
+        old,
+        generation=2,
+        keys=(
+            replace(old.keys[0], retire_at=NOW, remove_at=NOW + 9000),
+            replace(old.keys[1], activate_at=NOW),
+            *old.keys[2:],
+        ),
+    )
+    read, reads = key_folder._read, []
+
+    def replaced_after_first(descriptor: int, name: str, limit: int) -> bytes:
+        data = read(descriptor, name, limit)
+        reads.append(name)
+        if len(reads) == 1:
+            key_folder._create("next", dump_manifest(newer))
+            (folder / "next").rename(folder / MANIFEST)
+            (folder / old.keys[0].file).unlink()
+        return data
+
+    key_folder._read = replaced_after_first  # type: ignore[method-assign]
+    assert key_folder.load(now=NOW).keyset.generation == 2
+    assert reads.count(MANIFEST) >= 2
