@@ -343,10 +343,11 @@ class _Loader:
             text = path.read_text("utf-8").strip() if path else ""
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) else "not UTF-8"
-            self._problem(name, f"{path} cannot be read: {why}")
+            # Not the path: who mixes up SECRET and SECRET_FILE has put the secret there.
+            self._problem(name, f"names a file that cannot be read: {why}")
             return None
         if not text:
-            self._problem(name, f"{path} is empty")
+            self._problem(name, "names a file that is empty")
         return text or None
 
     def _issuer(self) -> str:

@@ -256,7 +256,9 @@ def test_a_kubernetes_secret_is_read_through_its_data_link(folder: Path, tmp_pat
     assert KeyFolder(mount, group_read=True).load(now=NOW).keyset.generation == 1
 
 
-def test_a_part_that_goes_while_the_folder_is_read_is_read_from_the_new_manifest(folder: Path) -> None:
+def test_a_part_that_goes_while_the_folder_is_read_is_read_from_the_new_manifest(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The reader holds the old manifest when a writer replaces it and destroys a part that only the old one names."""
     key_folder = KeyFolder(folder)
     old = parse_manifest((folder / MANIFEST).read_bytes())
@@ -269,10 +271,11 @@ def test_a_part_that_goes_while_the_folder_is_read_is_read_from_the_new_manifest
             *old.keys[2:],
         ),
     )
-    read, reads = key_folder._read, []
+    read = key_folder._read
+    reads: list[str] = []
 
-    def replaced_after_first(descriptor: int, name: str, limit: int) -> bytes:
-        data = read(descriptor, name, limit)
+    def replaced_after_first(folder_descriptor: int, name: str, limit: int) -> bytes:
+        data = read(folder_descriptor, name, limit)
         reads.append(name)
         if len(reads) == 1:
             key_folder._create("next", dump_manifest(newer))
@@ -280,6 +283,6 @@ def test_a_part_that_goes_while_the_folder_is_read_is_read_from_the_new_manifest
             (folder / old.keys[0].file).unlink()
         return data
 
-    key_folder._read = replaced_after_first  # type: ignore[method-assign]
+    monkeypatch.setattr(key_folder, "_read", replaced_after_first)
     assert key_folder.load(now=NOW).keyset.generation == 2
     assert reads.count(MANIFEST) >= 2

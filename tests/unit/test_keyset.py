@@ -65,13 +65,13 @@ def test_there_is_no_active_key_before_the_first_one() -> None:
 
 
 def _with_states(now: int) -> Keyset:
-    past = {"activate_at": now - 100, "publish_at": now - 200}
+    past = replace(SIGNING[0], publish_at=now - 200, activate_at=now - 100)
     return replace(
         KEYSET,
         keys=(
-            replace(SIGNING[0], id="retiring", **past, retire_at=now - 10, remove_at=now + 10),
-            replace(SIGNING[0], id="removed", **past, retire_at=now - 20, remove_at=now - 10),
-            replace(SIGNING[0], id="revoked", **past, revoked_at=now - 1),
+            replace(past, id="retiring", retire_at=now - 10, remove_at=now + 10),
+            replace(past, id="removed", retire_at=now - 20, remove_at=now - 10),
+            replace(past, id="revoked", revoked_at=now - 1),
             replace(SIGNING[0], id="active", publish_at=now - 50, activate_at=now - 10),
             replace(SIGNING[0], id="standby", publish_at=now, activate_at=None),
             replace(SIGNING[0], id="not yet", publish_at=now + 1, activate_at=None),

@@ -1,0 +1,359 @@
+"""code2Session: what is asked, what is believed of the answer, and what each errcode means."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import ssl
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import requests
+import responses
+from urllib3.connection import HTTPSConnection
+from urllib3.connectionpool import HTTPSConnectionPool
+from urllib3.exceptions import MaxRetryError, NewConnectionError
+
+from authsvc.errors import (
+    BadRequest,
+    CodeInvalid,
+    CodeUsed,
+    Overloaded,
+    UserBlocked,
+    WeChatBadReply,
+    WeChatBusy,
+    WeChatError,
+    WeChatMisconfigured,
+    WeChatQuotaExceeded,
+    WeChatRateLimited,
+    WeChatTimeout,
+)
+from authsvc.wechat import App, WeChatClient, WeChatSession, check_code, new_session
+
+URL = "https://api.weixin.qq.com"
+FALLBACK = "https://api2.weixin.qq.com"
+PATH = "/sns/jscode2session"
+SESSION_KEY = "tiihtNczf5v6AKRyjwEUhQ=="
+GOOD: dict[str, Any] = {"openid": "oABC-def_123", "session_key": SESSION_KEY}
+APP = App("wx1234567890abcdef", ("SECRETMARKER",))
+CODE = "CODEMARKER0712cDoV0cfty22AeloV0d"
+
+
+class _Time:
+    """Sleeping passes the time, and nothing else does."""
+
+    def __init__(self) -> None:
+        self.at = 100.0
+        self.slept: list[float] = []
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.at += seconds
+
+    def monotonic(self) -> float:
+        return self.at
+
+
+def _client(time: _Time | None = None, *, fallback_url: str | None = None, in_flight: int = 4) -> WeChatClient:
+    time = time or _Time()
+    return WeChatClient(
+        # Reading certifi's roots takes longer than the whole test, and nothing here speaks TLS.
+        new_session(connections=in_flight, tls=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)),
+        url=URL,
+        fallback_url=fallback_url,
+        timeout_s=5,
+        in_flight=in_flight,
+        sleep=time.sleep,
+        monotonic=time.monotonic,
+        jitter=lambda: 0.5,
+    )
+
+
+def _exchange(body: object, *, status: int = 200) -> WeChatSession:
+    with responses.RequestsMock() as wechat:
+        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+        wechat.get(URL + PATH, body=raw, status=status, content_type="text/plain")
+        return _client().code2session(APP, CODE)
+
+
+@responses.activate
+def test_the_call_is_the_documented_one_with_four_parameters() -> None:
+    call = responses.get(URL + PATH, json=GOOD)
+    _client().code2session(APP, CODE)
+    assert call.calls[0].request.params == {
+        "appid": APP.appid,
+        "secret": "SECRETMARKER",
+        "js_code": CODE,
+        "grant_type": "authorization_code",
+    }
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        GOOD,
+        GOOD | {"errcode": 0, "errmsg": "ok"},
+        GOOD | {"errcode": "0"},
+        GOOD | {"expires_in": 7200},
+        GOOD | {"unionid": ""},
+        GOOD | {"unionid": None},
+        GOOD | {"openid": "o" * 128},
+        json.dumps(GOOD | {"nickname": "小程序"}, ensure_ascii=False).encode(),
+        json.dumps(GOOD).replace("{", '{"nickname": "a\x01b\n", ').encode(),
+    ],
+)
+def test_a_right_answer_is_believed_with_whatever_else_wechat_puts_into_it(body: object) -> None:
+    assert _exchange(body).session_key == SESSION_KEY
+
+
+def test_a_unionid_is_taken_where_there_is_one() -> None:
+    assert _exchange(GOOD | {"unionid": "ocMvos6NjeKLIBqg5Mr9QjxrP1FA"}).unionid == "ocMvos6NjeKLIBqg5Mr9QjxrP1FA"
+    assert _exchange(GOOD).unionid is None
+
+
+def _without(name: str) -> dict[str, Any]:
+    return {key: value for key, value in GOOD.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"<html>502</html>",
+        b"null",
+        b"[]",
+        b'"text"',
+        b"1",
+        json.dumps(GOOD).encode() + b"{}",
+        json.dumps(GOOD).encode("utf-16"),
+        b"\xef\xbb\xbf" + json.dumps(GOOD).encode(),
+        b'{"openid": "\xff"}',
+        b"[" * 60_000,
+        json.dumps(GOOD).replace("{", '{"openid": "other", ').encode(),
+        GOOD | {"errcode": "none"},
+        GOOD | {"errcode": True},
+        GOOD | {"errcode": 40029.0},
+        GOOD | {"errcode": None},
+        GOOD | {"errcode": [40029]},
+        _without("openid"),
+        *(GOOD | {"openid": value} for value in ("", None, 1, True, ["o"], "o/1", "o" * 129, "o\n", "ö", "o 1")),
+        _without("session_key"),
+        *(
+            GOOD | {"session_key": value}
+            for value in ("", None, 1, "AAAA", "tiihtNczf5v6AKRyjwEUhQ", "tiihtNczf5v6AKRyjwEUhR==", SESSION_KEY + "\n")
+        ),
+        *(GOOD | {"unionid": value} for value in (1, True, ["u"], "u/1")),
+    ],
+)
+def test_what_is_not_a_right_answer_is_a_bad_reply(body: object) -> None:
+    with pytest.raises(WeChatBadReply):
+        _exchange(body)
+
+
+@pytest.mark.parametrize("status", [201, 204, 301, 302, 400, 404, 500, 502, 503])
+def test_another_status_is_a_bad_reply_even_with_a_right_body(status: int) -> None:
+    with pytest.raises(WeChatBadReply):
+        _exchange(GOOD, status=status)
+
+
+ERRCODES: dict[int, type[WeChatError]] = {
+    -1: WeChatBusy,
+    40029: CodeInvalid,
+    40163: CodeUsed,
+    40226: UserBlocked,
+    45011: WeChatRateLimited,
+    45009: WeChatQuotaExceeded,
+    40013: WeChatMisconfigured,
+    40125: WeChatMisconfigured,
+    40164: WeChatMisconfigured,
+    40243: WeChatMisconfigured,
+    41002: WeChatMisconfigured,
+    41004: WeChatMisconfigured,
+    41008: WeChatMisconfigured,
+    50002: WeChatError,
+    61003: WeChatError,
+}
+
+
+@pytest.mark.parametrize("errcode", ERRCODES)
+@pytest.mark.parametrize("spelled", [int, str])
+@responses.activate
+def test_each_errcode_has_its_own_error_even_beside_an_openid(errcode: int, spelled: Callable[[int], Any]) -> None:
+    responses.get(URL + PATH, json=GOOD | {"errcode": spelled(errcode), "errmsg": "anything"})
+    with pytest.raises(WeChatError) as refused:
+        _client().code2session(APP, CODE)
+    assert type(refused.value) is ERRCODES[errcode]
+    assert refused.value.errcode == errcode
+
+
+@pytest.mark.parametrize(
+    ("errmsg", "rid"),
+    [
+        ("invalid code, rid: 652d44d0-1d0af18b-5b069232", "652d44d0-1d0af18b-5b069232"),
+        ("code been used, hints: [ req_id: MdoBRh4FE-_iqKea ]", "MdoBRh4FE-_iqKea"),
+        ("invalid ip 8.149.1.108, not in whitelist rid: 00000000-ffffffff-00000000", "00000000-ffffffff-00000000"),
+        ("rid: SECRETMARKER", None),
+        ("req_id: " + "a" * 32, None),
+        ("", None),
+        (None, None),
+        (7, None),
+    ],
+)
+@responses.activate
+def test_the_rid_is_kept_and_nothing_else_of_the_errmsg(errmsg: object, rid: str | None) -> None:
+    responses.get(URL + PATH, json={"errcode": 40029, "errmsg": errmsg})
+    with pytest.raises(CodeInvalid) as refused:
+        _client().code2session(APP, CODE)
+    assert refused.value.rid == rid
+    assert "SECRETMARKER" not in str(refused.value)
+
+
+@responses.activate
+def test_busy_is_asked_once_more_after_a_pause() -> None:
+    responses.get(URL + PATH, json={"errcode": -1, "errmsg": "system error"})
+    responses.get(URL + PATH, json=GOOD)
+    time = _Time()
+    assert _client(time).code2session(APP, CODE).openid == GOOD["openid"]
+    assert time.slept == [pytest.approx(0.4)]
+
+
+@responses.activate
+def test_busy_twice_is_the_end() -> None:
+    responses.get(URL + PATH, json={"errcode": -1, "errmsg": "system error"})
+    with pytest.raises(WeChatBusy):
+        _client().code2session(APP, CODE)
+    assert len(responses.calls) == 2
+
+
+def _refused() -> requests.ConnectionError:
+    pool = HTTPSConnectionPool("api.weixin.qq.com")
+    reason = NewConnectionError(HTTPSConnection("api.weixin.qq.com"), "refused")
+    return requests.ConnectionError(MaxRetryError(pool, f"{PATH}?secret=SECRETMARKER", reason))
+
+
+@responses.activate
+def test_without_a_connection_the_fallback_host_is_asked() -> None:
+    responses.get(URL + PATH, body=_refused())
+    responses.get(FALLBACK + PATH, json=GOOD)
+    assert _client(fallback_url=FALLBACK).code2session(APP, CODE).openid == GOOD["openid"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        requests.ConnectionError(f"{PATH}?secret=SECRETMARKER"),
+        requests.ReadTimeout(f"{PATH}?secret=SECRETMARKER"),
+        requests.exceptions.ChunkedEncodingError(f"{PATH}?secret=SECRETMARKER"),
+    ],
+)
+@responses.activate
+def test_after_a_silence_the_code_is_not_sent_again(error: Exception) -> None:
+    responses.get(URL + PATH, body=error)
+    with pytest.raises(WeChatTimeout) as failed:
+        _client(fallback_url=FALLBACK).code2session(APP, CODE)
+    assert len(responses.calls) == 1
+    shown = "".join(traceback.format_exception(failed.value)) + repr(failed.value)
+    assert "SECRETMARKER" not in shown
+    assert "CODEMARKER" not in shown
+
+
+@responses.activate
+def test_while_a_secret_is_being_reset_the_other_one_is_tried_once() -> None:
+    app = App(APP.appid, ("old", "new"))
+    responses.get(URL + PATH, json={"errcode": 40125, "errmsg": "invalid appsecret"})
+    with_new_secret = responses.matchers.query_param_matcher({"secret": "new"}, strict_match=False)
+    responses.get(URL + PATH, json=GOOD, match=[with_new_secret])
+    assert _client().code2session(app, CODE).openid == GOOD["openid"]
+
+
+@responses.activate
+def test_a_wrong_secret_is_not_tried_twice() -> None:
+    responses.get(URL + PATH, json={"errcode": 40125, "errmsg": "invalid appsecret"})
+    with pytest.raises(WeChatMisconfigured):
+        _client().code2session(APP, CODE)
+    assert len(responses.calls) == 1
+
+
+@responses.activate
+def test_a_login_makes_no_third_call() -> None:
+    app = App(APP.appid, ("old", "new"))
+    responses.get(URL + PATH, json={"errcode": -1})
+    responses.get(URL + PATH, json={"errcode": 40125})
+    responses.get(URL + PATH, json=GOOD)
+    with pytest.raises(WeChatMisconfigured):
+        _client().code2session(app, CODE)
+    assert len(responses.calls) == 2
+
+
+@responses.activate
+def test_when_the_pause_has_used_the_time_up_it_is_a_timeout() -> None:
+    responses.get(URL + PATH, json={"errcode": -1})
+    time = _Time()
+    client = _client(time)
+
+    def slow(seconds: float) -> None:
+        time.at += 100
+
+    client._sleep = slow
+    with pytest.raises(WeChatTimeout):
+        client.code2session(APP, CODE)
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["", " ", "a b", "x&appid=other", "x%26", "a/b", "a\x01", "a\n", "a" * 129, "ö", "{}", "../..", "a#b", "a?b"],
+)
+@responses.activate
+def test_a_code_that_could_change_the_url_never_reaches_wechat(code: str) -> None:
+    with pytest.raises(BadRequest):
+        _client().code2session(APP, code)
+    assert len(responses.calls) == 0
+
+
+@pytest.mark.parametrize("code", ["a", "0712cDoV0cfty22AeloV0daMoV02cDog", "-_", "a" * 128])
+def test_a_plain_code_is_sent(code: str) -> None:
+    check_code(code)
+
+
+def test_the_mock_code_of_devtools_is_explained() -> None:
+    with pytest.raises(BadRequest, match="appid"):
+        check_code("the code is a mock one")
+
+
+@responses.activate
+def test_beyond_its_places_a_login_is_refused_at_once_and_the_places_come_back() -> None:
+    client = _client(in_flight=1)
+    refused: list[str] = []
+
+    def meanwhile(_request: requests.PreparedRequest) -> tuple[int, dict[str, str], str]:
+        try:
+            client.code2session(APP, "another-code")
+        except Overloaded as error:
+            refused.append(error.code)
+        return 200, {}, json.dumps(GOOD)
+
+    responses.add_callback(responses.GET, URL + PATH, meanwhile)
+    for _ in range(3):
+        client.code2session(APP, CODE)
+    assert refused == ["overloaded"] * 3
+
+
+@responses.activate
+def test_health_is_that_of_the_last_exchange() -> None:
+    client = _client()
+    seen = [client.health]
+    replies: list[object] = [GOOD, {"errcode": 40125}, {"errcode": 40029}, [], {"errcode": 45009}, GOOD]
+    for reply in replies:
+        responses.reset()
+        responses.get(URL + PATH, json=reply)
+        with contextlib.suppress(WeChatError):
+            client.code2session(APP, CODE)
+        seen.append(client.health)
+    assert seen == ["untried", "ok", "wechat_config", "ok", "wechat_bad_reply", "wechat_quota", "ok"]
+
+
+def test_nothing_that_is_secret_has_a_repr() -> None:
+    assert "SECRETMARKER" not in repr(APP)
+    assert SESSION_KEY not in repr(WeChatSession("o", SESSION_KEY))
