@@ -1,0 +1,358 @@
+"""What every side store must do: the sentences of authsvc.store.protocol, one suite for all backends."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from authsvc.errors import StoreUnavailable, UserBanned
+from authsvc.store.memory import MemoryStore
+from authsvc.store.open import open_store, prepare_store
+from authsvc.store.protocol import KEPT_LOGINS, STATE_ACTIVE, STATE_BANNED, LoginRow, Store, UserRow
+
+NOW: Final = 1_800_000_000
+TTL_S: Final = 259_200
+
+
+def new_sqlite_store(folder: Path) -> Store:
+    url = f"sqlite:///{folder}/store.db"
+    prepare_store(url)
+    return open_store(url)
+
+
+STORES: dict[str, Callable[[Path], Store]] = {
+    "memory": lambda _folder: MemoryStore(),
+    "sqlite": new_sqlite_store,
+}
+
+
+@pytest.fixture(params=list(STORES.values()), ids=list(STORES))
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    store: Store = request.param(tmp_path)
+    yield store
+    store.close()
+
+
+def login(sid: str, *, appid: str = "wx-a", openid: str = "oUser", at: int = NOW, ttl_s: int = TTL_S) -> LoginRow:
+    return LoginRow(
+        appid=appid,
+        openid=openid,
+        sid=sid,
+        sealed_session_key=b"\x00sealed " + sid.encode(),
+        started_at_us=at * 1_000_000,
+        created_at=at,
+        expires_at=at + ttl_s,
+    )
+
+
+def sids(store: Store, appid: str = "wx-a", openid: str = "oUser", *, now: int = NOW) -> list[str]:
+    return [row.sid for row in store.logins(appid, openid, now=now)]
+
+
+# ---- put_login: the login -----------------------------------------------------------------------
+
+
+def test_a_login_comes_back_as_it_was_put(store: Store) -> None:
+    row = replace(login("s1"), sealed_session_key=bytes(range(256)), started_at_us=NOW * 1_000_000 + 1)
+    store.put_login(row, unionid=None)
+    assert store.logins("wx-a", "oUser", now=NOW) == (row,)
+
+
+def test_the_longest_names_fit(store: Store) -> None:
+    row = login("s" * 64, appid="a" * 64, openid="o" * 128)
+    store.put_login(row, unionid="u" * 128)
+    assert store.logins(row.appid, row.openid, now=NOW) == (row,)
+    user = store.user(row.appid, row.openid)
+    assert user is not None
+    assert user.unionid == "u" * 128
+
+
+def test_of_a_users_logins_the_three_that_started_last_stay(store: Store) -> None:
+    assert KEPT_LOGINS == 3
+    for second, sid in enumerate(["a", "b", "c", "d", "e"]):
+        store.put_login(login(sid, at=NOW + second), unionid=None)
+    assert sids(store) == ["e", "d", "c"]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_which_logins_stay_depends_on_their_starts_and_not_on_the_order_they_finish_in(store: Store, seed: int) -> None:
+    rows = [replace(login(f"s{n}"), started_at_us=NOW * 1_000_000 + n) for n in range(6)]
+    random.Random(seed).shuffle(rows)
+    for row in rows:
+        store.put_login(row, unionid=None)
+    assert sids(store) == ["s5", "s4", "s3"]
+
+
+def test_a_login_that_started_before_the_three_that_stay_is_not_kept(store: Store) -> None:
+    for second in (1, 2, 3):
+        store.put_login(login(f"s{second}", at=NOW + second), unionid=None)
+    store.put_login(replace(login("late", at=NOW + 9), started_at_us=NOW * 1_000_000), unionid=None)
+    assert sids(store) == ["s3", "s2", "s1"]
+
+
+def test_logins_that_started_in_the_same_microsecond_are_ordered_by_sid(store: Store) -> None:
+    for sid in ["b", "C", "a", "D"]:
+        store.put_login(login(sid), unionid=None)
+    assert sids(store) == ["b", "a", "D"]
+
+
+def test_a_user_of_two_apps_keeps_three_logins_in_each(store: Store) -> None:
+    for n in range(4):
+        store.put_login(login(f"a{n}", appid="wx-a", at=NOW + n), unionid=None)
+        store.put_login(login(f"b{n}", appid="wx-b", at=NOW + n), unionid=None)
+    assert sids(store, "wx-a") == ["a3", "a2", "a1"]
+    assert sids(store, "wx-b") == ["b3", "b2", "b1"]
+
+
+def test_two_users_never_share_a_login_or_a_state(store: Store) -> None:
+    store.put_login(login("s1", openid="oOne"), unionid="u1")
+    store.put_login(login("s1", openid="oTwo"), unionid="u2")
+    store.set_user_state("wx-a", "oOne", STATE_BANNED)
+    assert sids(store, openid="oOne") == sids(store, openid="oTwo") == ["s1"]
+    assert store.user("wx-a", "oTwo") == UserRow("wx-a", "oTwo", STATE_ACTIVE, "u2", NOW, NOW)
+
+
+@pytest.mark.parametrize("other", ["ouser", "OUSER", "oUseR", "oUser "])
+def test_openids_that_differ_only_in_case_or_white_space_are_two_users(store: Store, other: str) -> None:
+    store.put_login(login("s1"), unionid=None)
+    assert store.logins("wx-a", other, now=NOW) == ()
+    assert store.user("wx-a", other) is None
+    assert not store.set_user_state("wx-a", other, STATE_BANNED)
+    store.put_login(login("s1", openid=other), unionid=None)
+    assert sids(store) == sids(store, openid=other) == ["s1"]
+
+
+def test_appids_and_sids_that_differ_only_in_case_are_different(store: Store) -> None:
+    store.put_login(login("s1"), unionid=None)
+    store.put_login(login("S1"), unionid=None)
+    store.put_login(login("s1", appid="WX-A"), unionid=None)
+    assert sids(store) == ["s1", "S1"]
+    assert sids(store, "WX-A") == ["s1"]
+
+
+def test_a_sid_that_is_taken_is_refused_and_nothing_is_written(store: Store) -> None:
+    first = login("s1")
+    store.put_login(first, unionid=None)
+    with pytest.raises(StoreUnavailable):
+        store.put_login(login("s1", at=NOW + 5), unionid="u1")
+    assert store.logins("wx-a", "oUser", now=NOW) == (first,)
+    assert store.user("wx-a", "oUser") == UserRow("wx-a", "oUser", STATE_ACTIVE, None, NOW, NOW)
+
+
+# ---- put_login: expiry --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("after_s", "there"), [(0, True), (TTL_S - 1, True), (TTL_S, False), (TTL_S + 1, False)])
+def test_a_login_is_gone_on_its_expiry_second(store: Store, after_s: int, there: bool) -> None:
+    store.put_login(login("s1"), unionid=None)
+    assert bool(store.logins("wx-a", "oUser", now=NOW + after_s)) is there
+
+
+def test_a_put_removes_the_users_expired_logins(store: Store) -> None:
+    store.put_login(login("old", ttl_s=10), unionid=None)
+    store.put_login(login("new", at=NOW + 10), unionid=None)
+    assert sids(store, now=NOW) == ["new"]
+
+
+def test_a_put_leaves_a_login_that_has_a_second_to_live(store: Store) -> None:
+    store.put_login(login("old", ttl_s=11), unionid=None)
+    store.put_login(login("new", at=NOW + 10), unionid=None)
+    assert sids(store, now=NOW + 10) == ["new", "old"]
+
+
+def test_expired_logins_do_not_take_the_place_of_living_ones(store: Store) -> None:
+    store.put_login(login("long", at=NOW), unionid=None)
+    for n in (1, 2):
+        store.put_login(login(f"short{n}", at=NOW + n, ttl_s=5), unionid=None)
+    store.put_login(login("new", at=NOW + 10), unionid=None)
+    assert sids(store, now=NOW + 10) == ["new", "long"]
+
+
+def test_another_users_expired_logins_are_nobodys_business(store: Store) -> None:
+    store.put_login(login("old", openid="oOther", ttl_s=10), unionid=None)
+    store.put_login(login("new", at=NOW + 10), unionid=None)
+    assert sids(store, openid="oOther", now=NOW) == ["old"]
+
+
+# ---- put_login: the user ------------------------------------------------------------------------
+
+
+def test_the_first_login_makes_an_active_user(store: Store) -> None:
+    assert store.user("wx-a", "oUser") is None
+    store.put_login(login("s1"), unionid=None)
+    assert store.user("wx-a", "oUser") == UserRow("wx-a", "oUser", STATE_ACTIVE, None, NOW, NOW)
+
+
+def test_a_later_login_moves_last_login_and_not_first_login(store: Store) -> None:
+    store.put_login(login("s1"), unionid=None)
+    store.put_login(login("s2", at=NOW + 60), unionid=None)
+    assert store.user("wx-a", "oUser") == UserRow("wx-a", "oUser", STATE_ACTIVE, None, NOW, NOW + 60)
+
+
+def test_last_login_never_goes_back(store: Store) -> None:
+    store.put_login(login("s1", at=NOW + 60), unionid=None)
+    store.put_login(login("s2", at=NOW), unionid=None)
+    user = store.user("wx-a", "oUser")
+    assert user is not None
+    assert user.last_login_at == NOW + 60
+
+
+@pytest.mark.parametrize(
+    ("given", "known"),
+    [
+        ([None], None),
+        (["u1"], "u1"),
+        ([None, "u1"], "u1"),
+        (["u1", None], "u1"),
+        (["u1", "u2"], "u2"),
+        (["u1", None, "u2", None], "u2"),
+    ],
+)
+def test_a_unionid_is_kept_until_another_one_comes(store: Store, given: list[str | None], known: str | None) -> None:
+    for n, unionid in enumerate(given):
+        store.put_login(login(f"s{n}", at=NOW + n), unionid=unionid)
+    user = store.user("wx-a", "oUser")
+    assert user is not None
+    assert user.unionid == known
+
+
+def test_a_banned_user_is_refused_and_nothing_is_written(store: Store) -> None:
+    row = login("s1")
+    store.put_login(row, unionid="u1")
+    assert store.set_user_state("wx-a", "oUser", STATE_BANNED)
+    before = store.user("wx-a", "oUser")
+    with pytest.raises(UserBanned):
+        store.put_login(login("s2", at=NOW + TTL_S), unionid="u2")
+    assert store.user("wx-a", "oUser") == before
+    assert store.logins("wx-a", "oUser", now=NOW) == (row,)
+
+
+def test_a_ban_ends_when_the_state_is_set_back(store: Store) -> None:
+    store.put_login(login("s1"), unionid=None)
+    store.set_user_state("wx-a", "oUser", STATE_BANNED)
+    store.set_user_state("wx-a", "oUser", STATE_ACTIVE)
+    store.put_login(login("s2", at=NOW + 1), unionid=None)
+    assert sids(store) == ["s2", "s1"]
+
+
+def test_a_ban_in_one_app_is_none_in_another(store: Store) -> None:
+    for appid in ("wx-a", "wx-b"):
+        store.put_login(login("s1", appid=appid), unionid="u1")
+    store.set_user_state("wx-a", "oUser", STATE_BANNED)
+    store.put_login(login("s2", appid="wx-b", at=NOW + 1), unionid="u1")
+    assert sids(store, "wx-b") == ["s2", "s1"]
+
+
+def test_a_refused_login_leaves_the_store_at_work(store: Store) -> None:
+    store.put_login(login("s1"), unionid=None)
+    store.set_user_state("wx-a", "oUser", STATE_BANNED)
+    for n in range(5):
+        with pytest.raises(UserBanned):
+            store.put_login(login(f"x{n}"), unionid=None)
+    store.put_login(login("s1", openid="oOther"), unionid=None)
+    assert sids(store, openid="oOther") == ["s1"]
+
+
+# ---- the other methods --------------------------------------------------------------------------
+
+
+def test_a_user_who_never_came_has_no_logins(store: Store) -> None:
+    assert store.logins("wx-a", "oUser", now=NOW) == ()
+
+
+@pytest.mark.parametrize("state", [STATE_ACTIVE, STATE_BANNED])
+def test_the_state_of_a_user_who_never_came_cannot_be_set(store: Store, state: int) -> None:
+    assert store.set_user_state("wx-a", "oUser", state) is False
+    assert store.user("wx-a", "oUser") is None
+
+
+def test_setting_the_state_a_user_has_already_is_done(store: Store) -> None:
+    store.put_login(login("s1"), unionid=None)
+    for _ in range(2):
+        assert store.set_user_state("wx-a", "oUser", STATE_BANNED) is True
+    user = store.user("wx-a", "oUser")
+    assert user is not None
+    assert user.state == STATE_BANNED
+
+
+def test_setting_the_state_changes_nothing_else(store: Store) -> None:
+    row = login("s1")
+    store.put_login(row, unionid="u1")
+    store.set_user_state("wx-a", "oUser", STATE_BANNED)
+    assert store.user("wx-a", "oUser") == UserRow("wx-a", "oUser", STATE_BANNED, "u1", NOW, NOW)
+    assert store.logins("wx-a", "oUser", now=NOW) == (row,)
+
+
+def test_a_ping_to_a_working_store_returns(store: Store) -> None:
+    store.ping()
+
+
+def test_a_repr_of_a_login_does_not_show_what_is_sealed() -> None:
+    assert "sealed s1" not in repr(login("s1"))
+
+
+# ---- threads ------------------------------------------------------------------------------------
+
+THREADS: Final = 16
+PUTS: Final = 40
+
+
+def test_sixteen_threads_put_logins_of_different_users_and_none_is_lost(store: Store) -> None:
+    def visit(user: int) -> None:
+        for n in range(PUTS):
+            store.put_login(login(f"s{n}", openid=f"oUser{user}", at=NOW + n), unionid=None)
+
+    with ThreadPoolExecutor(THREADS) as threads:
+        list(threads.map(visit, range(THREADS)))
+    for user in range(THREADS):
+        assert sids(store, openid=f"oUser{user}") == [f"s{PUTS - 1}", f"s{PUTS - 2}", f"s{PUTS - 3}"]
+
+
+def test_sixteen_threads_put_logins_of_one_user_and_the_three_that_started_last_stay(store: Store) -> None:
+    def visit(thread: int) -> None:
+        for n in range(PUTS):
+            at = NOW + n * THREADS + thread
+            store.put_login(login(f"s{at - NOW}", at=at), unionid=None)
+
+    with ThreadPoolExecutor(THREADS) as threads:
+        list(threads.map(visit, range(THREADS)))
+    last = PUTS * THREADS - 1
+    assert sids(store) == [f"s{last}", f"s{last - 1}", f"s{last - 2}"]
+    user = store.user("wx-a", "oUser")
+    assert user is not None
+    assert user.last_login_at == NOW + last
+
+
+def test_sixteen_first_logins_of_one_user_at_once_all_succeed(store: Store) -> None:
+    with ThreadPoolExecutor(THREADS) as threads:
+        for round_ in range(5):
+            openid = f"oRound{round_}"
+            rows = [login(f"s{n:02}", openid=openid) for n in range(THREADS)]
+            list(threads.map(lambda row: store.put_login(row, unionid=None), rows))
+            assert sids(store, openid=openid) == ["s15", "s14", "s13"]
+
+
+def test_after_a_ban_no_login_is_written_by_any_thread(store: Store) -> None:
+    store.put_login(login("first"), unionid=None)
+
+    def visit(thread: int) -> None:
+        for n in range(PUTS):
+            at = NOW + 1 + n * THREADS + thread
+            if thread == 0 and n == PUTS // 2:
+                store.set_user_state("wx-a", "oUser", STATE_BANNED)
+                banned_logins.append(store.logins("wx-a", "oUser", now=NOW))
+            try:
+                store.put_login(login(f"s{at}", at=at), unionid=None)
+            except UserBanned:
+                return
+
+    banned_logins: list[tuple[LoginRow, ...]] = []
+    with ThreadPoolExecutor(THREADS) as threads:
+        list(threads.map(visit, range(THREADS)))
+    assert banned_logins == [store.logins("wx-a", "oUser", now=NOW)]

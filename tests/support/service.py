@@ -1,0 +1,168 @@
+"""The real service in real processes over real HTTP, with the real sandbox; each with its own port and folder."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import requests
+
+START_WITHIN_S: Final = 30
+STOP_WITHIN_S: Final = 20
+
+APPID: Final = "wx1234567890abcdef"
+SECRET: Final = "secret-of-the-app"
+ISSUER: Final = "https://auth.example.com"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def clean_environment(**settings: str) -> dict[str, str]:
+    """This process's environment without any setting of authsvc, then with these."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("AUTHSVC_")}
+    return kept | {f"AUTHSVC_{name}": value for name, value in settings.items()}
+
+
+def authsvc(*args: str, cwd: Path, **settings: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "authsvc", *args],
+        cwd=cwd,
+        env=clean_environment(**settings),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@dataclass
+class Running:
+    """A process with its output in a file, which a full pipe would stop."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    url: str
+
+    def output(self) -> str:
+        return self.log.read_text("utf-8", errors="replace")
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(STOP_WITHIN_S)
+
+
+@dataclass
+class Service(Running):
+    """`authsvc serve`, and the sandbox that it asks."""
+
+    sandbox_url: str = ""
+    session: requests.Session = field(default_factory=requests.Session)
+
+    def mint(self, user: str = "user-1", **options: str) -> str:
+        reply = requests.post(f"{self.sandbox_url}/sandbox/code", json={"user": user, **options}, timeout=10)
+        code: str = reply.json()["code"]
+        return code
+
+    def fault(self, name: str, **options: object) -> None:
+        reply = requests.post(f"{self.sandbox_url}/sandbox/fault", json={"name": name, **options}, timeout=10)
+        assert reply.status_code == 200, reply.text
+
+    def log_in(self, code: str | None = None, **members: str) -> requests.Response:
+        body = {"code": code if code is not None else self.mint(), **members}
+        return self.session.post(f"{self.url}/login", json=body, timeout=60)
+
+    def token(self, user: str = "user-1") -> str:
+        reply = self.log_in(self.mint(user))
+        assert reply.status_code == 200, reply.text
+        token: str = reply.json()["token"]
+        return token
+
+    def check(self, token: str) -> dict[str, Any]:
+        answer: dict[str, Any] = self.session.get(f"{self.url}/checklogin", params={"token": token}, timeout=10).json()
+        return answer
+
+
+def wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    give_up_at = time.monotonic() + START_WITHIN_S
+    while time.monotonic() < give_up_at:
+        with contextlib.suppress(requests.RequestException):
+            if requests.get(url, timeout=2).status_code < 500:
+                return
+        if process.poll() is not None:
+            break
+        time.sleep(0.05)
+    raise AssertionError(f"{url} does not answer:\n{log.read_text('utf-8', errors='replace')}")
+
+
+@contextlib.contextmanager
+def running(
+    command: list[str], *, log: Path, cwd: Path, environment: Mapping[str, str], url: str, probe: str
+) -> Iterator[Running]:
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command, cwd=cwd, env=dict(environment), stdin=subprocess.DEVNULL, stdout=output, stderr=output
+        )
+    try:
+        wait_for(url + probe, process, log)
+        yield Running(process, log, url)
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(STOP_WITHIN_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+@contextlib.contextmanager
+def sandbox(folder: Path, *, appid: str = APPID, secret: str = SECRET, port: int | None = None) -> Iterator[Running]:
+    """The simulator alone, as `python -m authsvc.sandbox`."""
+    port = port or free_port()
+    command = [sys.executable, "-m", "authsvc.sandbox", "--port", str(port), "--app", f"{appid}:{secret}"]
+    url = f"http://127.0.0.1:{port}"
+    log = folder / f"sandbox-{port}.log"
+    with running(command, log=log, cwd=folder, environment=clean_environment(), url=url, probe="/sandbox/calls") as it:
+        yield it
+
+
+@contextlib.contextmanager
+def service(folder: Path, *, wechat_url: str, port: int | None = None, **settings: str) -> Iterator[Service]:
+    """`authsvc serve` with production keys in `folder`, asking the simulator at `wechat_url`."""
+    port = port or free_port()
+    if not (folder / "keys" / "keyset.json").exists():
+        made = authsvc("keys", "init", cwd=folder, **{n: v for n, v in settings.items() if n == "ALG"})
+        assert made.returncode == 0, made.stderr
+    base = {
+        "APPID": APPID,
+        "SECRET": SECRET,
+        "ISSUER": ISSUER,
+        "WECHAT_URL": wechat_url,
+        "PORT": str(port),
+        "WORKERS": "1",
+    }
+    url = f"http://127.0.0.1:{port}"
+    with running(
+        [sys.executable, "-m", "authsvc", "serve"],
+        log=folder / f"service-{port}.log",
+        cwd=folder,
+        environment=clean_environment(**(base | settings)),
+        url=url,
+        probe="/healthz",
+    ) as it:
+        yield Service(it.process, it.log, it.url, sandbox_url=wechat_url)
