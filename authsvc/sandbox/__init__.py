@@ -1,0 +1,1 @@
+"""WeChat in miniature, for development and tests: `python -m authsvc.sandbox` stands in for api.weixin.qq.com."""
