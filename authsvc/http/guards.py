@@ -27,7 +27,7 @@ def read_body(model: type[_Model], *, max_bytes: int) -> _Model:
         raise UnsupportedMediaType
     if (request.content_length or 0) > max_bytes:
         raise RequestEntityTooLarge  # before a byte of it is read
-    # A chunked body has no length beforehand, and werkzeug cuts it off at the limit without a word: hence one byte more.
+    # A chunked body has no length beforehand, and werkzeug cuts it off at the limit without a word: hence one more.
     request.max_content_length = max_bytes + 1
     body = request.get_data(cache=False)
     if len(body) > max_bytes:

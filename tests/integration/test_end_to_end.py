@@ -156,15 +156,16 @@ def test_checklogin_goes_on_when_the_store_is_deleted_under_the_service_and_logi
 def test_the_answers_of_the_real_server_are_those_of_the_contract(production: Service) -> None:
     token = production.token()
     base = production.url
-    ok = {"is_login": True}
-    for path, headers, expected in [
+    ok: dict[str, object] = {"is_login": True}
+    cases: list[tuple[str, dict[str, str], dict[str, object]]] = [
         (f"/checklogin?token={token}", {}, ok),
         ("/checklogin", {"Authorization": f"bearer {token}"}, ok),
         ("/checklogin?token=constructor", {}, {"is_login": False, "reason": "malformed"}),
         ("/checklogin?token=__proto__", {}, {"is_login": False, "reason": "malformed"}),
         (f"/checklogin?token={token}&token={token}", {}, {"is_login": False, "reason": "malformed"}),
         ("/checklogin", {}, {"is_login": False, "reason": "missing"}),
-    ]:
+    ]
+    for path, headers, expected in cases:
         reply = requests.get(base + path, headers=headers, timeout=10)
         assert reply.status_code == 200
         assert expected.items() <= reply.json().items()

@@ -31,6 +31,7 @@ from authsvc.errors import (
     WeChatTimeout,
 )
 from authsvc.wechat import App, WeChatClient, WeChatSession, check_code, new_session
+from authsvc.wechat.transport import TransportError, get
 
 URL = "https://api.weixin.qq.com"
 FALLBACK = "https://api2.weixin.qq.com"
@@ -257,6 +258,27 @@ def test_after_a_silence_the_code_is_not_sent_again(error: Exception) -> None:
     shown = "".join(traceback.format_exception(failed.value)) + repr(failed.value)
     assert "SECRETMARKER" not in shown
     assert "CODEMARKER" not in shown
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        _refused(),
+        requests.ReadTimeout(f"{PATH}?secret=SECRETMARKER"),
+        requests.exceptions.SSLError(f"{PATH}?secret=SECRETMARKER"),
+        requests.exceptions.InvalidURL(f"{PATH}?secret=SECRETMARKER"),
+        requests.ConnectionError(),
+        ValueError(f"{PATH}?secret=SECRETMARKER"),
+        OSError(f"{PATH}?secret=SECRETMARKER"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+@responses.activate
+def test_no_error_of_the_transport_carries_the_url(error: Exception) -> None:
+    responses.get(URL + PATH, body=error)
+    with pytest.raises(TransportError) as failed:
+        get(new_session(connections=1), URL + PATH, {"secret": APP.secrets[0]}, timeout_s=1, connect_s=1)
+    assert "SECRETMARKER" not in "".join(traceback.format_exception(failed.value)) + repr(failed.value)
 
 
 @responses.activate

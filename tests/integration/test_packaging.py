@@ -1,0 +1,104 @@
+"""What gets into a commit, a wheel and an sdist: code and texts, and never a key, a store or a setting."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+SECRETS = [
+    "keys/keyset.json",
+    "keys/keyset.json.123.tmp",
+    "keys/.lock",
+    "keys/.init",
+    "keys/sign-abc.pem",
+    "keys/seal-0123abcd.key",
+    "keys/index-0123abcd.key",
+    ".sandbox/keys/sign-abc.pem",
+    ".sandbox/authsvc.db",
+    "authsvc.db",
+    "authsvc.db-wal",
+    "authsvc.db-shm",
+    ".env",
+    ".env.production",
+    "authsvc/store/left-over.db",
+    "authsvc/sign-abc.pem",
+    "tests/seal-0123abcd.key",
+]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tracked files as they are here, as a repository of their own, with secrets lying about in it."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not in a git checkout")
+    folder = tmp_path_factory.mktemp("checkout")
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name in listed.stdout.splitlines():
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    for command in (["init", "-q"], ["add", "-A"]):
+        subprocess.run(["git", *command], cwd=folder, check=True)
+    for name in SECRETS:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("MARKER")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def built(checkout: Path) -> dict[str, list[str]]:
+    out = checkout / "dist"
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(checkout)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = out.glob("*.whl")
+    (sdist,) = out.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        in_sdist = ["/".join(Path(name).parts[1:]) for name in archive.getnames()]
+    return {"wheel": zipfile.ZipFile(wheel).namelist(), "sdist": in_sdist}
+
+
+def test_nothing_secret_can_be_committed_by_a_plain_git_add(checkout: Path) -> None:
+    command = ["git", "ls-files", "--others", "--exclude-standard"]
+    seen = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=True).stdout.split()
+    assert set(seen) & set(SECRETS) == set()
+    assert [name for name in seen if not name.startswith("dist/")] == []
+
+
+@pytest.mark.parametrize("kind", ["wheel", "sdist"])
+def test_nothing_secret_is_in_what_is_built(built: dict[str, list[str]], kind: str) -> None:
+    assert set(built[kind]) & set(SECRETS) == set()
+    odd = [n for n in built[kind] if n.endswith((".pem", ".key", ".db", ".tmp")) or ".env" in n or "keyset.json" in n]
+    assert odd == []
+
+
+def test_the_wheel_has_the_code_its_types_and_its_migrations(built: dict[str, list[str]]) -> None:
+    wheel = set(built["wheel"])
+    assert {"authsvc/__init__.py", "authsvc/py.typed", "authsvc/tokens.py"} <= wheel
+    assert any(name.startswith("authsvc/store/migrations/versions/0001") for name in wheel)
+    assert not [name for name in wheel if not name.startswith(("authsvc/", "authsvc-"))]
+
+
+def test_the_top_level_has_nothing_but_what_belongs_there(checkout: Path) -> None:
+    command = ["git", "ls-files", "--cached"]
+    tracked = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=True).stdout.splitlines()
+    tops = {name.split("/")[0] for name in tracked}
+    assert {top for top in tops if not top.startswith(".")} == {
+        *("authsvc", "keys", "tests"),
+        *("LICENSE", "Makefile", "README.md", "pyproject.toml"),
+    }
+    assert [name for name in tracked if name.startswith("keys/")] == ["keys/README.md"]
