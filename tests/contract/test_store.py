@@ -81,7 +81,7 @@ def test_of_a_users_logins_the_three_that_started_last_stay(store: Store) -> Non
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_which_logins_stay_depends_on_their_starts_and_not_on_the_order_they_finish_in(store: Store, seed: int) -> None:
+def test_logins_that_finish_out_of_order_are_kept_by_their_starts(store: Store, seed: int) -> None:
     rows = [replace(login(f"s{n}"), started_at_us=NOW * 1_000_000 + n) for n in range(6)]
     random.Random(seed).shuffle(rows)
     for row in rows:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -45,16 +44,6 @@ try:
 except (KeyError, jwt.PyJWTError):
     print("refused:", "invalid")
 """
-
-
-@pytest.fixture
-def node() -> str:
-    found = shutil.which("node")
-    if found is None and os.environ.get("CI"):
-        pytest.fail("node is missing: the mini-program's side was not tested")
-    if found is None:
-        pytest.skip("NODE IS MISSING: the mini-program's side was not tested")
-    return found
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import sqlite3
 import stat
 import subprocess
@@ -12,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -230,19 +231,47 @@ def test_a_store_goes_on_in_the_file_that_replaces_its_own(tmp_path: Path, path:
     assert [mode(file) for file in side_files(path)] == [0o600] * 3
 
 
-def test_a_login_whose_file_goes_away_while_it_is_written_is_not_reported_as_kept(path: Path, url: str) -> None:
-    prepare_store(url)
-    file = SqliteFile(path)
-
-    def lose_the_file_and_check(connection: object) -> None:
-        path.unlink()
-        file.check(connection)  # type: ignore[arg-type]
-
-    with (
-        closing(SqlStore(sqlite_engine(file), confirm=lose_the_file_and_check)) as store,
-        pytest.raises(StoreUnavailable),
-    ):
+def test_a_login_whose_file_goes_away_while_it_is_written_is_not_reported_as_kept(path: Path, store: SqlStore) -> None:
+    connection = store._engine.raw_connection()
+    assert connection.dbapi_connection is not None
+    connection.dbapi_connection.create_function("lose_the_file", 0, path.unlink)
+    connection.cursor().execute("CREATE TEMP TRIGGER lost AFTER INSERT ON logins BEGIN SELECT lose_the_file(); END")
+    connection.close()
+    with pytest.raises(StoreUnavailable, match="DisconnectionError"):
         put(store, "s1")
+    assert not path.exists()
+
+
+def test_a_file_that_is_deleted_as_it_is_opened_is_not_made_again(
+    path: Path, store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before_opening(monkeypatch, path.unlink)
+    with pytest.raises(StoreUnavailable, match="SQLITE_CANTOPEN"):
+        put(store, "s1")
+    assert not path.exists()
+
+
+def test_a_file_that_is_replaced_as_it_is_opened_is_not_written_to(
+    tmp_path: Path, path: Path, store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare_store(f"sqlite:///{tmp_path}/other.db")
+    before_opening(monkeypatch, lambda: (tmp_path / "other.db").replace(path))
+    with pytest.raises(StoreUnavailable, match="DisconnectionError"):
+        put(store, "s1")
+    put(store, "s2")
+    assert sids(store) == {"s2"}
+
+
+def before_opening(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """Have `act` happen once, in the moment before SQLite next opens a file."""
+    connect = sqlite3.connect
+
+    def act_and_connect(*args: Any, **kwargs: Any) -> sqlite3.Connection:
+        monkeypatch.undo()
+        act()
+        return connect(*args, **kwargs)
+
+    monkeypatch.setattr(sqlite3, "connect", act_and_connect)
 
 
 # ---- a file that breaks -------------------------------------------------------------------------
@@ -331,6 +360,17 @@ def test_a_locked_store_is_unavailable_within_three_seconds_and_back_at_once(pat
         other.execute("ROLLBACK")
     put(store, "s3")
     assert sids(store) == {"s1", "s3"}
+
+
+def test_a_login_is_in_the_log_at_once_and_synced_with_the_next_checkpoint(store: SqlStore) -> None:
+    connection = store._engine.raw_connection()
+    cursor = connection.cursor()
+    pragmas = {}
+    for name in ("journal_mode", "synchronous"):
+        cursor.execute(f"PRAGMA {name}")
+        (pragmas[name],) = cursor.fetchone() or (None,)
+    connection.close()
+    assert pragmas == {"journal_mode": "wal", "synchronous": 1}  # 1 is NORMAL
 
 
 def test_a_caller_who_cannot_have_the_connection_is_told_within_three_seconds(store: SqlStore) -> None:
@@ -556,6 +596,15 @@ def test_preparing_a_store_says_nothing_and_leaves_logging_alone(tmp_path: Path)
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_program_in_a_folder_with_a_percent_sign_finds_its_migrations(tmp_path: Path) -> None:
+    program = tmp_path / "100%(here)s"
+    shutil.copytree(ROOT / "authsvc", program / "authsvc", ignore=shutil.ignore_patterns("__pycache__"))
+    code = "import sys; from authsvc.store.open import prepare_store; prepare_store(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", code, f"sqlite:///{tmp_path}/store.db"], cwd=program, timeout=60, check=True)
+    with outside(tmp_path / "store.db") as database:
+        assert database.execute("SELECT count(*) FROM logins").fetchone() == (0,)
 
 
 def test_opening_a_store_does_not_load_the_migrations() -> None:

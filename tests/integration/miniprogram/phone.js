@@ -29,13 +29,13 @@ global.wx = {
     success({ code: (await reply.json()).code, errMsg: 'login:ok' })
   }),
   // GET data become the query, other data JSON; `success` comes with every status that arrives.
-  request: ({ url, method = 'GET', data = {}, success }) => track(async () => {
+  request: ({ url, method = 'GET', data = {}, header = {}, success }) => track(async () => {
     const target = new URL(url.replace('http://127.0.0.1:3000', service))
     const isGet = method.toUpperCase() === 'GET'
     if (isGet) for (const [name, value] of Object.entries(data)) target.searchParams.set(name, value)
     const reply = await fetch(target, {
       method: method.toUpperCase(),
-      headers: { 'content-type': 'application/json' },
+      headers: { 'content-type': 'application/json', ...header },
       body: isGet ? undefined : JSON.stringify(data)
     })
     const body = await reply.text()

@@ -1,0 +1,66 @@
+"""The side store in this process's memory: for tests, and to show what the others must do."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+
+from authsvc.errors import StoreUnavailable, UserBanned
+from authsvc.store.protocol import KEPT_LOGINS, STATE_ACTIVE, STATE_BANNED, LoginRow, UserRow
+
+
+def _by_start(login: LoginRow) -> tuple[int, str]:
+    return login.started_at_us, login.sid
+
+
+class MemoryStore:
+    """A Store that ends with the process and is not shared between processes."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users: dict[tuple[str, str], UserRow] = {}
+        self._logins: dict[tuple[str, str], tuple[LoginRow, ...]] = {}  # the one that started last first
+
+    def put_login(self, login: LoginRow, *, unionid: str | None) -> None:
+        key = (login.appid, login.openid)
+        with self._lock:
+            user = self._users.get(key)
+            kept = self._logins.get(key, ())
+            if user is not None and user.state == STATE_BANNED:
+                raise UserBanned("this user is banned")
+            if any(login.sid == other.sid for other in kept):
+                raise StoreUnavailable("the side store did not take the login: its sid is taken")
+            if user is None:
+                user = UserRow(*key, STATE_ACTIVE, unionid, login.created_at, login.created_at)
+            else:
+                user = replace(
+                    user,
+                    unionid=user.unionid if unionid is None else unionid,
+                    last_login_at=max(user.last_login_at, login.created_at),
+                )
+            live = [row for row in (*kept, login) if row.expires_at > login.created_at]
+            self._users[key] = user
+            self._logins[key] = tuple(sorted(live, key=_by_start, reverse=True)[:KEPT_LOGINS])
+
+    def logins(self, appid: str, openid: str, *, now: int) -> tuple[LoginRow, ...]:
+        with self._lock:
+            kept = self._logins.get((appid, openid), ())
+        return tuple(login for login in kept if login.expires_at > now)
+
+    def user(self, appid: str, openid: str) -> UserRow | None:
+        with self._lock:
+            return self._users.get((appid, openid))
+
+    def set_user_state(self, appid: str, openid: str, state: int) -> bool:
+        with self._lock:
+            user = self._users.get((appid, openid))
+            if user is None:
+                return False
+            self._users[appid, openid] = replace(user, state=state)
+            return True
+
+    def ping(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass

@@ -1,0 +1,49 @@
+"""Brings a database to the schema this program knows."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from authsvc.errors import StoreUnavailable
+from authsvc.store.sql import cause
+
+
+def upgrade(engine: Engine) -> None:
+    """Bring the database to the newest revision, or leave it as it is; one thread of a process at a time.
+
+    Raises: StoreUnavailable if a newer program made the database, or if it does not answer.
+    """
+    try:
+        with engine.connect() as connection:
+            if connection.dialect.name == "sqlite":
+                # Of two processes that start at once the second waits here, and then finds nothing to do.
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            _upgrade(connection)
+            connection.commit()
+    except (SQLAlchemyError, CommandError, OSError) as error:
+        # `from None`: the original may carry the URL with its password.
+        raise StoreUnavailable(f"the side store's schema could not be set up ({cause(error)})") from None
+
+
+def _upgrade(connection: Connection) -> None:
+    config = Config()
+    folder = os.fspath(Path(__file__).with_name("migrations"))
+    config.set_main_option("script_location", folder.replace("%", "%%"))  # an ini value, where % is special
+    config.attributes["connection"] = connection
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    unknown = set(MigrationContext.configure(connection).get_current_heads()) - known
+    if unknown:
+        raise StoreUnavailable(
+            "the side store was made by a newer authsvc than this one (schema revision "
+            f"{', '.join(sorted(unknown)):.80}); run that one, or give AUTHSVC_STORE another database"
+        )
+    command.upgrade(config, "head")

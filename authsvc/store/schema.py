@@ -1,0 +1,46 @@
+"""The two tables of the side store, for every SQL engine. What changes here needs a migration beside it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import BigInteger, Column, Index, LargeBinary, MetaData, SmallInteger, String, Table
+
+
+def _name(length: int) -> String:
+    """A name that is compared byte by byte: openids differ by case alone, which MySQL's own collations overlook."""
+    return (
+        String(length)
+        .with_variant(String(length, collation="ascii_bin"), "mysql", "mariadb")
+        .with_variant(String(length, collation="C"), "postgresql")
+    )
+
+
+METADATA: Final = MetaData()
+
+LOGINS: Final = Table(
+    "logins",
+    METADATA,
+    Column("appid", _name(64), primary_key=True),
+    Column("openid", _name(128), primary_key=True),
+    Column("sid", _name(64), primary_key=True),
+    Column("sealed_session_key", LargeBinary, nullable=False),
+    Column("started_at_us", BigInteger, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    Index("ix_logins_expires_at", "expires_at"),
+    # The key is most of the row: a rowid would keep it twice.
+    sqlite_with_rowid=False,
+)
+
+USERS: Final = Table(
+    "users",
+    METADATA,
+    Column("appid", _name(64), primary_key=True),
+    Column("openid", _name(128), primary_key=True),
+    Column("state", SmallInteger, nullable=False),
+    Column("unionid", _name(128), nullable=True),
+    Column("first_login_at", BigInteger, nullable=False),
+    Column("last_login_at", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)

@@ -1,0 +1,220 @@
+"""The side store in a SQL database: the same statements for every engine SQLAlchemy speaks.
+
+Core writes the SQL, its pool keeps the connections, and the driver runs it: `Connection.execute` alone costs
+two to three times what SQLite takes for the row, and it is paid while the other writers wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields
+from typing import Final
+
+from sqlalchemy import bindparam, case, func, literal_column, select
+from sqlalchemy.engine import Engine
+from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor, Dialect
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import PoolProxiedConnection
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.elements import ClauseElement
+
+from authsvc.errors import StoreUnavailable, UserBanned
+from authsvc.store.protocol import KEPT_LOGINS, STATE_ACTIVE, STATE_BANNED, LoginRow, UserRow
+from authsvc.store.schema import LOGINS, USERS
+
+# Names that end in `_` are values of the call; without it they would be taken for columns to be set.
+_IS_USER = (USERS.c.appid == bindparam("appid_"), USERS.c.openid == bindparam("openid_"))
+_IS_USERS_LOGIN = (LOGINS.c.appid == bindparam("appid_"), LOGINS.c.openid == bindparam("openid_"))
+_LAST_STARTED_FIRST = (LOGINS.c.started_at_us.desc(), LOGINS.c.sid.desc())
+
+_NOTE_VISIT: Final = (
+    USERS.update()
+    .where(*_IS_USER, USERS.c.state != literal_column(str(STATE_BANNED)))
+    .values(
+        unionid=func.coalesce(bindparam("unionid_", type_=USERS.c.unionid.type), USERS.c.unionid),
+        last_login_at=case(
+            (USERS.c.last_login_at < bindparam("now_"), bindparam("now_", type_=USERS.c.last_login_at.type)),
+            else_=USERS.c.last_login_at,
+        ),
+    )
+)
+_ADD_USER: Final = USERS.insert()
+_ADD_LOGIN: Final = LOGINS.insert()
+
+# The derived table is for MySQL, which does not delete from a table that the WHERE reads, nor take a LIMIT in an IN.
+_KEPT = (
+    select(LOGINS.c.sid)
+    .where(*_IS_USERS_LOGIN, LOGINS.c.expires_at > bindparam("now_"))
+    .order_by(*_LAST_STARTED_FIRST)
+    .limit(literal_column(str(KEPT_LOGINS)))
+    .offset(literal_column("0"))
+    .subquery("kept")
+)
+_DROP_OLD_LOGINS: Final = LOGINS.delete().where(*_IS_USERS_LOGIN, LOGINS.c.sid.not_in(select(_KEPT.c.sid)))
+
+_STATE: Final = select(USERS.c.state).where(*_IS_USER)
+_SET_STATE: Final = USERS.update().where(*_IS_USER).values(state=bindparam("state_"))
+_USER: Final = select(*(USERS.c[field.name] for field in fields(UserRow))).where(*_IS_USER)
+_LIVE_LOGINS: Final = (
+    select(*(LOGINS.c[field.name] for field in fields(LoginRow)))
+    .where(*_IS_USERS_LOGIN, LOGINS.c.expires_at > bindparam("now_"))
+    .order_by(*_LAST_STARTED_FIRST)
+)
+
+# MySQL: "Deadlock found when trying to get lock; try restarting transaction".
+_MYSQL_DEADLOCK: Final = 1213
+
+
+class _Statement:
+    """A statement in the words of one driver."""
+
+    def __init__(self, statement: ClauseElement, dialect: Dialect) -> None:
+        compiled = statement.compile(dialect=dialect)
+        assert isinstance(compiled, SQLCompiler)
+        self._sql = str(compiled)
+        self._positions = compiled.positiontup
+        self._names = tuple(compiled.params)
+
+    def run(self, cursor: DBAPICursor, values: Mapping[str, object]) -> None:
+        """Execute it with those of `values` that it names."""
+        if self._positions is None:
+            cursor.execute(self._sql, {name: values[name] for name in self._names})
+        else:
+            cursor.execute(self._sql, [values[name] for name in self._positions])
+
+
+class SqlStore:
+    """A Store in the database behind `engine`, whose schema is there already.
+
+    `confirm` gets the connection after each commit and raises if the database is no longer where others look for it.
+    """
+
+    def __init__(self, engine: Engine, *, confirm: Callable[[DBAPIConnection], None] | None = None) -> None:
+        self._engine = engine
+        self._confirm = confirm
+        self._dbapi = engine.dialect.loaded_dbapi
+        self._engine_errors = (SQLAlchemyError, self._dbapi.Error, OSError)
+        # A transaction that reads first and then writes fails at once, whatever the timeout, if another wrote between.
+        self._begin = "BEGIN IMMEDIATE" if engine.dialect.name == "sqlite" else None
+        self._note_visit = _Statement(_NOTE_VISIT, engine.dialect)
+        self._state = _Statement(_STATE, engine.dialect)
+        self._add_user = _Statement(_ADD_USER, engine.dialect)
+        self._add_login = _Statement(_ADD_LOGIN, engine.dialect)
+        self._drop_old_logins = _Statement(_DROP_OLD_LOGINS, engine.dialect)
+        self._set_state = _Statement(_SET_STATE, engine.dialect)
+        self._user = _Statement(_USER, engine.dialect)
+        self._live_logins = _Statement(_LIVE_LOGINS, engine.dialect)
+
+    def put_login(self, login: LoginRow, *, unionid: str | None) -> None:
+        values = {
+            "appid": login.appid,
+            "openid": login.openid,
+            "sid": login.sid,
+            "sealed_session_key": login.sealed_session_key,
+            "started_at_us": login.started_at_us,
+            "created_at": login.created_at,
+            "expires_at": login.expires_at,
+            "state": STATE_ACTIVE,
+            "unionid": unionid,
+            "first_login_at": login.created_at,
+            "last_login_at": login.created_at,
+            "appid_": login.appid,
+            "openid_": login.openid,
+            "unionid_": unionid,
+            "now_": login.created_at,
+        }
+        with self._connection() as connection:
+            try:
+                self._put(connection, values)
+            except self._dbapi.Error as error:
+                if not self._is_collision(error):
+                    raise
+                # Two first logins of one user met, and the other one has added the user by now.
+                connection.rollback()
+                self._put(connection, values)
+
+    def _put(self, connection: PoolProxiedConnection, values: Mapping[str, object]) -> None:
+        with self._written(connection) as cursor:
+            # The usual case first, and it locks the user's row, so that two logins of one user come one by one.
+            self._note_visit.run(cursor, values)
+            if cursor.rowcount == 0:
+                self._state.run(cursor, values)
+                if cursor.fetchone() is not None:
+                    raise UserBanned("this user is banned")
+                self._add_user.run(cursor, values)
+            self._add_login.run(cursor, values)
+            self._drop_old_logins.run(cursor, values)
+
+    def logins(self, appid: str, openid: str, *, now: int) -> tuple[LoginRow, ...]:
+        with self._connection() as connection, _cursor(connection) as cursor:
+            self._live_logins.run(cursor, {"appid_": appid, "openid_": openid, "now_": now})
+            return tuple(LoginRow(*row) for row in cursor.fetchall())
+
+    def user(self, appid: str, openid: str) -> UserRow | None:
+        with self._connection() as connection, _cursor(connection) as cursor:
+            self._user.run(cursor, {"appid_": appid, "openid_": openid})
+            row = cursor.fetchone()
+            return None if row is None else UserRow(*row)
+
+    def set_user_state(self, appid: str, openid: str, state: int) -> bool:
+        with self._connection() as connection, self._written(connection) as cursor:
+            self._set_state.run(cursor, {"appid_": appid, "openid_": openid, "state_": state})
+            return bool(cursor.rowcount)
+
+    def ping(self) -> None:
+        with self._connection() as connection, _cursor(connection) as cursor:
+            self._state.run(cursor, {"appid_": "", "openid_": ""})
+            cursor.fetchall()
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    @contextmanager
+    def _connection(self) -> Iterator[PoolProxiedConnection]:
+        """The kept connection, and every error of the engine as StoreUnavailable.
+
+        A connection that has failed is not used again: what is wrong with it is not worth finding out.
+        """
+        try:
+            connection = self._engine.raw_connection()
+            try:
+                yield connection
+            except self._engine_errors:
+                connection.invalidate()
+                raise
+            finally:
+                connection.close()
+        except self._engine_errors as error:
+            # `from None`: the original may carry the row, and the URL with its password.
+            raise StoreUnavailable(f"the side store did not answer ({cause(error)})") from None
+
+    @contextmanager
+    def _written(self, connection: PoolProxiedConnection) -> Iterator[DBAPICursor]:
+        """A transaction, committed at the end; the pool rolls back what is left open."""
+        with _cursor(connection) as cursor:
+            if self._begin is not None:
+                cursor.execute(self._begin)
+            yield cursor
+        connection.commit()
+        if self._confirm is not None and connection.dbapi_connection is not None:
+            self._confirm(connection.dbapi_connection)
+
+    def _is_collision(self, error: Exception) -> bool:
+        return isinstance(error, self._dbapi.IntegrityError) or error.args[:1] == (_MYSQL_DEADLOCK,)
+
+
+@contextmanager
+def _cursor(connection: PoolProxiedConnection) -> Iterator[DBAPICursor]:
+    cursor = connection.cursor()
+    try:
+        yield cursor
+    finally:
+        cursor.close()
+
+
+def cause(error: BaseException) -> str:
+    """What went wrong, in words that cannot hold data: names of classes, and SQLite's name of its error."""
+    original = getattr(error, "orig", None) or error
+    names = (type(original).__name__, getattr(original, "sqlite_errorname", None))
+    return ", ".join(name for name in names if name)

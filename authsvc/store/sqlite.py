@@ -1,0 +1,141 @@
+"""The side store's SQLite file: made for its owner alone, and watched, because a file can be taken away."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+import time
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+from sqlalchemy import create_engine, event
+from sqlalchemy.engine import Engine
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.pool import QueuePool
+
+from authsvc.errors import StoreUnavailable
+
+# How long a caller waits: for the process's one connection, and then for another process's lock. A login has
+# WECHAT_TIMEOUT behind it already, so both together stay under 3 s.
+_CONNECTION_WAIT_S: Final = 1.0
+_LOCK_WAIT_S: Final = 2.0
+
+_OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
+
+
+class _Connection(sqlite3.Connection):
+    """A connection that knows which file it has open."""
+
+    file_id: tuple[int, int]
+
+
+class SqliteFile:
+    """A database file in one place. Another file in that place is another database."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        # mode=rw: SQLite would make an empty database in the place of a deleted one.
+        self._uri = f"file:{quote(os.fspath(path))}?mode=rw"
+
+    def create(self) -> None:
+        """Make an empty file that only its owner can read, if there is none.
+
+        Raises: StoreUnavailable if that cannot be done.
+        """
+        try:
+            # SQLite would make it 0644, and gives its -wal and -shm the mode it finds.
+            file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        except FileExistsError:
+            return
+        except OSError as error:
+            raise StoreUnavailable(f"cannot make {self._path}: {error.strerror}") from None
+        os.fchmod(file, 0o600)  # whatever the umask
+        os.close(file)
+
+    def connect(self) -> _Connection:
+        """Open the file. It is never opened by other means: closing it would drop SQLite's locks (POSIX).
+
+        Raises: StoreUnavailable if it is not ours alone; OSError or sqlite3.Error if it does not open.
+        """
+        found = os.stat(self._path)
+        if not stat.S_ISREG(found.st_mode):
+            raise StoreUnavailable(f"{self._path} is not a file; give AUTHSVC_STORE another path")
+        if found.st_mode & _OTHERS and found.st_uid != os.geteuid():
+            raise StoreUnavailable(f"others may read {self._path}; let its owner (uid {found.st_uid}) chmod it to 0600")
+        connection = sqlite3.connect(
+            self._uri,
+            uri=True,
+            timeout=_LOCK_WAIT_S,
+            isolation_level=None,  # transactions are begun by who writes, not by the driver's guess
+            check_same_thread=False,  # the pool gives it to one thread at a time
+            factory=_Connection,
+        )
+        try:
+            _use_wal(connection)
+            # NORMAL: a power cut can lose the last logins, never the file; a user then logs in again.
+            connection.execute("PRAGMA synchronous=NORMAL").close()
+            connection.file_id = found.st_dev, found.st_ino
+            self._expect(connection.file_id)
+            self._tighten()  # only now that SQLite has found it to be a database
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def check(self, connection: DBAPIConnection) -> None:
+        """Raises: DisconnectionError if the connection's file is not the one in the place any more."""
+        self._expect(connection.file_id)
+
+    def _expect(self, file_id: tuple[int, int]) -> None:
+        try:
+            found = os.stat(self._path)
+        except OSError:
+            raise DisconnectionError("the database file is gone") from None
+        if (found.st_dev, found.st_ino) != file_id:
+            raise DisconnectionError("the database file is another one")
+
+    def _tighten(self) -> None:
+        place = os.path.realpath(self._path)  # SQLite puts -wal and -shm beside the file, not beside a link to it
+        for path in (place, f"{place}-wal", f"{place}-shm"):
+            try:
+                mode = os.stat(path).st_mode
+            except FileNotFoundError:
+                continue
+            if mode & _OTHERS:
+                os.chmod(path, stat.S_IMODE(mode) & ~_OTHERS)
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    give_up_at = time.monotonic() + _LOCK_WAIT_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL").close()
+        except sqlite3.OperationalError as error:
+            # The one place where SQLite does not wait: when two connections change a new file over at once.
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > give_up_at:
+                raise
+            time.sleep(0.005)
+        else:
+            return
+
+
+def sqlite_engine(file: SqliteFile) -> Engine:
+    """An engine with one connection: SQLite writes one at a time anyway, and our own queue is fairer than its lock."""
+    engine = create_engine(
+        "sqlite://",
+        creator=file.connect,
+        poolclass=QueuePool,
+        pool_size=1,
+        max_overflow=0,
+        pool_timeout=_CONNECTION_WAIT_S,
+        hide_parameters=True,
+    )
+
+    def check(connection: DBAPIConnection, _record: Any, _proxy: Any) -> None:
+        file.check(connection)
+
+    event.listen(engine, "checkout", check)
+    return engine

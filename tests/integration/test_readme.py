@@ -1,0 +1,88 @@
+"""What the README shows is what runs."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+
+from authsvc.http.problems import PROBLEMS
+from authsvc.settings import PREFIX, Environment
+from tests.support.base_install import make_base_install, run_in
+from tests.support.service import Running, Service, free_port, service
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text("utf-8")
+PHONE = Path(__file__).parent / "miniprogram" / "phone.js"
+
+
+def _blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def issuer(tmp_path: Path, wechat: Running) -> Iterator[Service]:
+    """A service whose issuer is its own address, so that verifiers find its keys there."""
+    port = free_port()
+    with service(tmp_path, wechat_url=wechat.url, port=port, ISSUER=f"http://127.0.0.1:{port}") as it:
+        yield it
+
+
+@pytest.mark.parametrize("block", _blocks("python"), ids=["authsvc", "pyjwt"])
+def test_the_verifiers_of_the_readme_accept_a_token_and_refuse_a_changed_one(
+    tmp_path: Path, issuer: Service, block: str
+) -> None:
+    token = issuer.token()
+    jwks = requests.get(f"{issuer.url}/.well-known/jwks.json", timeout=10).json()
+    site = make_base_install(tmp_path / "site")
+    program = block.replace("https://auth.example.com", issuer.url)
+    for given, said in ((token, "welcome o"), (token[:-5] + "AAAAA", "answer 401: invalid")):
+        done = run_in(site, f"jwks = {jwks!r}\ntoken = {given!r}\n{program}")
+        assert done.stderr == ""
+        assert done.stdout.startswith(said)
+
+
+def test_the_mini_program_of_the_readme_logs_in_once_and_stays_logged_in(
+    tmp_path: Path, issuer: Service, node: str
+) -> None:
+    (block,) = _blocks("js")
+    (tmp_path / "app.js").write_text(block)
+    requests_made = []
+    for _ in range(2):
+        command = [node, str(PHONE), str(tmp_path / "app.js"), issuer.url, issuer.sandbox_url, str(tmp_path / "s.json")]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)
+        assert found["token"]
+        requests_made.append([event["request"] for event in found["events"] if "request" in event])
+    assert requests_made == [["GET /checklogin", "POST /login"], ["GET /checklogin"]]
+
+
+def test_the_readme_has_every_error_code_with_its_status() -> None:
+    rows = dict(re.findall(r"^\| (`[a-z_`, ]+`) \| ([0-9, ]+) \|", README, flags=re.MULTILINE))
+    told: dict[str, set[str]] = {}
+    for codes, statuses in rows.items():
+        for code in re.findall(r"`([a-z_]+)`", codes):
+            told[code] = set(statuses.split(", "))
+    assert told.keys() == PROBLEMS.keys()
+    assert all(str(PROBLEMS[code].status) in statuses for code, statuses in told.items())
+
+
+def test_the_readme_has_every_setting_with_its_default() -> None:
+    section = README.split("## Configuration", 1)[1].split("\n## ", 1)[0]
+    for name, field in Environment.model_fields.items():
+        assert f"`{PREFIX}{name}`" in section or f"`{name}`" in section, name
+        if f"`{PREFIX}{name}`" in section and isinstance(field.default, int | str) and field.default:
+            row = next(line for line in section.splitlines() if f"`{PREFIX}{name}`" in line)
+            assert f"`{field.default}`" in row, name
+
+
+def test_every_make_target_that_the_readme_names_exists() -> None:
+    named = set(re.findall(r"`?make ([a-z-]+)`?", README)) - {"alone"}
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    assert named <= set(re.findall(r"^([a-z-]+):.*## ", makefile, flags=re.MULTILINE))
