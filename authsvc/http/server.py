@@ -36,11 +36,11 @@ def serve(
 
     Raises: CannotListen before anything is started.
     """
-    _check_address(host, port)
+    address = _free_address(host, port)
     logging.getLogger("_granian").addFilter(_is_news)
     server = Server(
         target="authsvc",
-        address=host,
+        address=address,
         port=port,
         interface=Interfaces.WSGI,
         http=HTTPModes.http1,
@@ -66,15 +66,19 @@ def _load_in_worker(load_app: Callable[[], WSGIApp]) -> WSGIApp:
     return load_app()
 
 
-def _check_address(host: str, port: int) -> None:
-    # granian sets SO_REUSEPORT: without this look a second service would share the port and take half the requests.
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise CannotListen(f"cannot listen on {host}:{port}: {error.strerror}") from None
+def _free_address(host: str, port: int) -> str:
+    """The numeric address of `host`, which granian wants, after a look whether it can be listened on."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
+            0
+        ]
+        # granian sets SO_REUSEPORT: without this look a second service would share the port and take half the requests.
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise CannotListen(f"cannot listen on {host} port {port}: {error.strerror}") from None
+    return str(address[0])
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -118,8 +118,8 @@ def test_two_users_never_share_a_login_or_a_state(store: Store) -> None:
     assert store.user("wx-a", "oTwo") == UserRow("wx-a", "oTwo", STATE_ACTIVE, "u2", NOW, NOW)
 
 
-@pytest.mark.parametrize("other", ["ouser", "OUSER", "oUseR", "oUser "])
-def test_openids_that_differ_only_in_case_or_white_space_are_two_users(store: Store, other: str) -> None:
+@pytest.mark.parametrize("other", ["ouser", "OUSER", "oUseR"])
+def test_openids_that_differ_only_in_case_are_two_users(store: Store, other: str) -> None:
     store.put_login(login("s1"), unionid=None)
     assert store.logins("wx-a", other, now=NOW) == ()
     assert store.user("wx-a", other) is None

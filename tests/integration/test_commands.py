@@ -127,6 +127,21 @@ def test_a_port_that_is_taken_is_said_and_not_shared(tmp_path: Path) -> None:
     assert (done.returncode, "cannot listen" in done.stderr) == (2, True)
 
 
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.2", "0.0.0.0"])
+def test_it_listens_where_it_is_told_by_name_or_number(tmp_path: Path, host: str) -> None:
+    with service(tmp_path, wechat_url="http://127.0.0.1:1", HOST=host) as it:
+        port = it.url.rsplit(":", 1)[1]
+        there = {"0.0.0.0": "127.0.0.1"}.get(host, host)
+        assert requests.get(f"http://{there}:{port}/healthz", timeout=10).status_code == 200
+
+
+def test_an_address_of_another_machine_is_said(tmp_path: Path) -> None:
+    authsvc("keys", "init", cwd=tmp_path)
+    done = authsvc("serve", cwd=tmp_path, **REAL, HOST="256.1.1.1", PORT=str(free_port()))
+    assert (done.returncode, "cannot listen on 256.1.1.1" in done.stderr) == (2, True)
+    assert "Traceback" not in done.stderr
+
+
 def test_a_longer_token_lifetime_is_in_the_manifest_before_the_first_token(tmp_path: Path, wechat: Running) -> None:
     with service(tmp_path, wechat_url=wechat.url, TOKEN_TTL="80000") as it:
         assert it.log_in().json()["expires_in"] == 80_000

@@ -269,7 +269,8 @@ def before_opening(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -
     def act_and_connect(*args: Any, **kwargs: Any) -> sqlite3.Connection:
         monkeypatch.undo()
         act()
-        return connect(*args, **kwargs)
+        connection: sqlite3.Connection = connect(*args, **kwargs)
+        return connection
 
     monkeypatch.setattr(sqlite3, "connect", act_and_connect)
 

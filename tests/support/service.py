@@ -156,7 +156,7 @@ def service(folder: Path, *, wechat_url: str, port: int | None = None, **setting
         "PORT": str(port),
         "WORKERS": "1",
     }
-    url = f"http://127.0.0.1:{port}"
+    url = f"http://{settings.get('HOST', '127.0.0.1').replace('0.0.0.0', '127.0.0.1')}:{port}"
     with running(
         [sys.executable, "-m", "authsvc", "serve"],
         log=folder / f"service-{port}.log",

@@ -1,0 +1,121 @@
+"""One line a request, with what an operator needs and nothing that is secret."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import structlog
+
+from authsvc import errors
+from authsvc.telemetry import configure_logging
+from tests.support.app import APPID, FakeService
+
+CODE = "0712cDoV0cfty22AeloV0daMoV02cDog"
+
+
+@pytest.fixture
+def log() -> Iterator[io.StringIO]:
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    stream = io.StringIO()
+    configure_logging(stream)
+    yield stream
+    root.handlers[:] = before[0]
+    root.setLevel(before[1])
+    structlog.reset_defaults()
+
+
+def _lines(log: io.StringIO) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in log.getvalue().splitlines()]
+
+
+def _requests(log: io.StringIO) -> list[dict[str, Any]]:
+    return [line for line in _lines(log) if line["event"] == "request"]
+
+
+def test_a_login_is_one_line_with_app_outcome_and_a_stand_in_for_the_user(log: io.StringIO) -> None:
+    service = FakeService()
+    service.client().post("/login?token=QUERYMARKER", json={"code": CODE}, headers={"X-Request-ID": "abc"})
+    (line,) = _requests(log)
+    assert (
+        line.items()
+        >= {
+            "method": "POST",
+            "path": "/login",
+            "status": 200,
+            "request_id": "abc",
+            "appid": APPID,
+            "outcome": "ok",
+            "user": service.ring.pseudonym(APPID, "oABC-def_123"),
+            "level": "info",
+        }.items()
+    )
+    assert line["duration_ms"] >= 0
+    assert line["timestamp"].endswith("Z")
+    for secret in (CODE, "QUERYMARKER", "oABC-def_123"):
+        assert secret not in log.getvalue()
+
+
+def test_a_refused_login_says_wechats_errcode_and_rid(log: io.StringIO) -> None:
+    service = FakeService()
+    service.wechat.answer = errors.CodeUsed("used", errcode=40163, rid="652d44d0-1d0af18b-5b069232")
+    service.client().post("/login", json={"code": CODE})
+    (line,) = _requests(log)
+    assert (
+        line.items()
+        >= {
+            "status": 401,
+            "outcome": "code_used",
+            "appid": APPID,
+            "wechat_errcode": 40163,
+            "wechat_rid": "652d44d0-1d0af18b-5b069232",
+        }.items()
+    )
+    assert "user" not in line
+
+
+def test_what_only_an_operator_can_mend_is_a_line_of_its_own_at_level_error(log: io.StringIO) -> None:
+    service = FakeService()
+    service.wechat.answer = errors.WeChatMisconfigured("WeChat does not accept the app secret", errcode=40125)
+    service.client().post("/login", json={"code": CODE})
+    (line,) = [line for line in _lines(log) if line["event"] == "operator_needed"]
+    assert (line["level"], line["code"]) == ("error", "wechat_config")
+    assert "secret" in line["problem"]
+
+
+@pytest.mark.parametrize("path", ["/checklogin/TOKENMARKER", "/TOKENMARKER", "/login/TOKENMARKER"])
+def test_a_path_that_is_no_route_is_not_in_the_log(log: io.StringIO, path: str) -> None:
+    FakeService().client().get(path)
+    (line,) = _requests(log)
+    assert (line["status"], line["path"]) == (404, "(no such route)")
+    assert "TOKENMARKER" not in log.getvalue()
+
+
+@pytest.mark.parametrize(("access_log", "seen"), [("all", 3), ("login", 1), ("none", 0)])
+def test_the_operator_chooses_which_requests_have_a_line(log: io.StringIO, access_log: Any, seen: int) -> None:
+    client = FakeService(access_log=access_log).client()
+    client.get("/checklogin")
+    client.get("/healthz")
+    client.post("/login", json={"code": CODE})
+    assert len(_requests(log)) == seen
+
+
+def test_an_unforeseen_error_is_logged_by_type_and_place(log: io.StringIO) -> None:
+    service = FakeService()
+    service.wechat.answer = RuntimeError("MESSAGEMARKER")
+    service.client().post("/login", json={"code": CODE})
+    (line,) = [line for line in _lines(log) if line["event"] == "unexpected_error"]
+    assert line["error_type"] == "RuntimeError"
+    assert any("app.py" in place for place in line["error_at"])
+    assert "MESSAGEMARKER" not in log.getvalue()
+
+
+def test_a_stand_in_is_the_same_for_the_same_user_and_no_other() -> None:
+    ring = FakeService().ring
+    assert ring.pseudonym("wx1", "o1") == ring.pseudonym("wx1", "o1")
+    assert len({ring.pseudonym(a, o) for a, o in (("wx1", "o1"), ("wx2", "o1"), ("wx1", "o2"), ("wx1 o", "1"))}) == 4
