@@ -37,17 +37,18 @@ format: .venv/.test ## let ruff put the code in order
 clean: ## remove the environment and caches; keys and stores stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
 
-.venv/bin/python:
+.venv/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "authsvc needs Python 3.11 or later; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@echo "setting up .venv (once)"
-	@$(PYTHON) -m venv .venv || \
+	@$(PYTHON) -m venv --clear .venv || \
 		{ rm -rf .venv; echo "python's venv is missing; on Debian: apt-get install python3-venv"; exit 1; }
+	@touch $@
 
-.venv/.server: .venv/bin/python pyproject.toml
+.venv/.server: .venv/.made pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[server]'
 	@touch $@
 
-.venv/.test: .venv/bin/python pyproject.toml
+.venv/.test: .venv/.made pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[server,test]'
 	@touch $@ .venv/.server

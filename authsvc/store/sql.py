@@ -53,7 +53,7 @@ _KEPT = (
 )
 _DROP_OLD_LOGINS: Final = LOGINS.delete().where(*_IS_USERS_LOGIN, LOGINS.c.sid.not_in(select(_KEPT.c.sid)))
 
-_STATE: Final = select(USERS.c.state).where(*_IS_USER)
+_LOCKED_STATE: Final = select(USERS.c.state).where(*_IS_USER).with_for_update()  # SQLite has the lock already
 _SET_STATE: Final = USERS.update().where(*_IS_USER).values(state=bindparam("state_"))
 _USER: Final = select(*(USERS.c[field.name] for field in fields(UserRow))).where(*_IS_USER)
 _LIVE_LOGINS: Final = (
@@ -61,9 +61,6 @@ _LIVE_LOGINS: Final = (
     .where(*_IS_USERS_LOGIN, LOGINS.c.expires_at > bindparam("now_"))
     .order_by(*_LAST_STARTED_FIRST)
 )
-
-# MySQL: "Deadlock found when trying to get lock; try restarting transaction".
-_MYSQL_DEADLOCK: Final = 1213
 
 
 class _Statement:
@@ -87,7 +84,9 @@ class _Statement:
 class SqlStore:
     """A Store in the database behind `engine`, whose schema is there already.
 
-    `confirm` gets the connection after each commit and raises if the database is no longer where others look for it.
+    Engines other than SQLite want isolation_level="READ COMMITTED": MySQL's default locks gaps, and first logins that
+    meet in one are a deadlock. `confirm` gets the connection after each commit and raises if the database is no
+    longer where others look for it.
     """
 
     def __init__(self, engine: Engine, *, confirm: Callable[[DBAPIConnection], None] | None = None) -> None:
@@ -95,10 +94,10 @@ class SqlStore:
         self._confirm = confirm
         self._dbapi = engine.dialect.loaded_dbapi
         self._engine_errors = (SQLAlchemyError, self._dbapi.Error, OSError)
-        # A transaction that reads first and then writes fails at once, whatever the timeout, if another wrote between.
+        # The write lock first: a transaction that began by reading cannot wait for it, and fails if another one writes.
         self._begin = "BEGIN IMMEDIATE" if engine.dialect.name == "sqlite" else None
         self._note_visit = _Statement(_NOTE_VISIT, engine.dialect)
-        self._state = _Statement(_STATE, engine.dialect)
+        self._locked_state = _Statement(_LOCKED_STATE, engine.dialect)
         self._add_user = _Statement(_ADD_USER, engine.dialect)
         self._add_login = _Statement(_ADD_LOGIN, engine.dialect)
         self._drop_old_logins = _Statement(_DROP_OLD_LOGINS, engine.dialect)
@@ -127,9 +126,7 @@ class SqlStore:
         with self._connection() as connection:
             try:
                 self._put(connection, values)
-            except self._dbapi.Error as error:
-                if not self._is_collision(error):
-                    raise
+            except self._dbapi.IntegrityError:
                 # Two first logins of one user met, and the other one has added the user by now.
                 connection.rollback()
                 self._put(connection, values)
@@ -139,10 +136,14 @@ class SqlStore:
             # The usual case first, and it locks the user's row, so that two logins of one user come one by one.
             self._note_visit.run(cursor, values)
             if cursor.rowcount == 0:
-                self._state.run(cursor, values)
-                if cursor.fetchone() is not None:
+                self._locked_state.run(cursor, values)
+                row = cursor.fetchone()
+                if row is None:
+                    self._add_user.run(cursor, values)
+                elif row[0] == STATE_BANNED:
                     raise UserBanned("this user is banned")
-                self._add_user.run(cursor, values)
+                else:  # added by another first login between the two statements
+                    self._note_visit.run(cursor, values)
             self._add_login.run(cursor, values)
             self._drop_old_logins.run(cursor, values)
 
@@ -164,7 +165,7 @@ class SqlStore:
 
     def ping(self) -> None:
         with self._connection() as connection, _cursor(connection) as cursor:
-            self._state.run(cursor, {"appid_": "", "openid_": ""})
+            self._user.run(cursor, {"appid_": "", "openid_": ""})
             cursor.fetchall()
 
     def close(self) -> None:
@@ -199,9 +200,6 @@ class SqlStore:
         connection.commit()
         if self._confirm is not None and connection.dbapi_connection is not None:
             self._confirm(connection.dbapi_connection)
-
-    def _is_collision(self, error: Exception) -> bool:
-        return isinstance(error, self._dbapi.IntegrityError) or error.args[:1] == (_MYSQL_DEADLOCK,)
 
 
 @contextmanager

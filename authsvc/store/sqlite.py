@@ -19,7 +19,7 @@ from sqlalchemy.pool import QueuePool
 from authsvc.errors import StoreUnavailable
 
 # How long a caller waits: for the process's one connection, and then for another process's lock. A login has
-# WECHAT_TIMEOUT behind it already, so both together stay under 3 s.
+# WECHAT_TIMEOUT behind it already, so both together are 3 s.
 _CONNECTION_WAIT_S: Final = 1.0
 _LOCK_WAIT_S: Final = 2.0
 
@@ -123,7 +123,7 @@ def _use_wal(connection: sqlite3.Connection) -> None:
 
 
 def sqlite_engine(file: SqliteFile) -> Engine:
-    """An engine with one connection: SQLite writes one at a time anyway, and our own queue is fairer than its lock."""
+    """An engine with one connection for all threads: SQLite lets one write at a time anyway."""
     engine = create_engine(
         "sqlite://",
         creator=file.connect,

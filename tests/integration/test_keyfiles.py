@@ -139,6 +139,7 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "a huge manifest": (lambda f: (f / MANIFEST).write_bytes(b" " * (1 << 21)), MANIFEST, "larger"),
     "a manifest open to others": (lambda f: (f / MANIFEST).chmod(0o644), MANIFEST, "chmod 600"),
     "an open folder": (lambda f: f.chmod(0o755), "keys", "chmod 700"),
+    "a folder that the group may enter": (lambda f: f.chmod(0o710), "keys", "chmod 700"),
     "an open private part": (lambda f: _one(f, "sign-").chmod(0o640), "sign-", "chmod 600"),
     "an open sealing key": (lambda f: _one(f, "seal-").chmod(0o604), "seal-", "chmod 600"),
     "no private part of the active key": (lambda f: _part_of_active(f).unlink(), "sign-", "restore"),
