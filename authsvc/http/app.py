@@ -12,7 +12,7 @@ from authsvc.http.services import Services, install_services
 
 def create_app(services: Services) -> Flask:
     app = Flask("authsvc", static_folder=None)
-    # Werkzeug would answer `//login` with a redirect; nothing here redirects.
+    # Werkzeug would answer `/.well-known//jwks.json` with a redirect; nothing here redirects.
     app.url_map.merge_slashes = False
     app.json.ensure_ascii = False  # type: ignore[attr-defined]
     app.json.sort_keys = False  # type: ignore[attr-defined]
