@@ -31,6 +31,7 @@ from authsvc.settings import (
     load_key_settings,
     load_settings,
 )
+from authsvc.store import store_path
 from authsvc.telemetry import configure_logging
 from authsvc.wiring import build_app, init_keys, prepare
 
@@ -177,15 +178,11 @@ def _announce(settings: Settings, said: list[str]) -> None:
             f"SANDBOX: WeChat is played by {settings.wechat_url}; whoever can reach that can log in as anyone. "
             "Not for production."
         )
-    lines.append(f"keys: {settings.keys.absolute()} · store: {_shown_store(settings)} · issuer: {settings.issuer}")
+    lines.append(
+        f"keys: {settings.keys.absolute()} · store: {store_path(settings.store_url)} · issuer: {settings.issuer}"
+    )
     lines.extend(said)
     lines.extend(f"WARNING: {warning}" for warning in settings.warnings)
     if settings.sandbox:
         lines.append("next, in another terminal: make demo · Ctrl-C here ends both")
     click.echo("\n".join(lines))
-
-
-def _shown_store(settings: Settings) -> str:
-    shown = next(setting.shown for setting in settings.table if setting.name == "AUTHSVC_STORE")
-    scheme, separator, path = shown.partition(":///")
-    return str(Path(path).absolute()) if separator and scheme == "sqlite" else shown

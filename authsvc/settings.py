@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from authsvc.encoding import NotCanonical, parse_json_object
 from authsvc.errors import SettingsError
 from authsvc.keyset import TOKEN_TTL_LIMIT_S
+from authsvc.store import store_path
 from authsvc.wechat import App
 
 PREFIX: Final = "AUTHSVC_"
@@ -24,6 +25,9 @@ PREFIX: Final = "AUTHSVC_"
 SANDBOX_APPID: Final = "wxsandbox00000000"
 SANDBOX_SECRET: Final = "not-a-secret"  # noqa: S105 - opens nothing but the simulator on loopback
 SANDBOX_FOLDER: Final = Path(".sandbox")
+
+_DEFAULT_STORE: Final = "sqlite:///authsvc.db"
+_SANDBOX_STORE: Final = f"sqlite:///{SANDBOX_FOLDER}/authsvc.db"
 
 _DEFAULT_WECHAT_URL: Final = "https://api.weixin.qq.com"
 # WeChat's disaster-recovery host for the same API, so a natural fallback for its own host and for no other.
@@ -189,6 +193,7 @@ class _Loader:
         if fallback_url is None and wechat_url == _DEFAULT_WECHAT_URL:
             fallback_url = _DEFAULT_FALLBACK_URL
         issuer = self._issuer()
+        store_url = self._store_url()
         in_flight = env.WECHAT_IN_FLIGHT or min(48, env.THREADS * 3 // 4)
         if in_flight >= env.THREADS:
             self._problem("WECHAT_IN_FLIGHT", f"has to be below THREADS ({env.THREADS}), or hung logins stop the rest")
@@ -212,8 +217,7 @@ class _Loader:
             with_unionid=env.CLAIM_UNIONID,
             keys=self._keys(),
             keys_group_read=env.KEYS_GROUP_READ,
-            store_url=env.STORE
-            or (f"sqlite:///{SANDBOX_FOLDER}/authsvc.db" if env.SANDBOX else "sqlite:///authsvc.db"),
+            store_url=store_url,
             session_key_ttl_s=env.SESSION_KEY_TTL,
             host=env.HOST,
             port=env.PORT,
@@ -395,6 +399,14 @@ class _Loader:
             return None
         return host
 
+    def _store_url(self) -> str:
+        url = self._env.STORE or (_SANDBOX_STORE if self._env.SANDBOX else _DEFAULT_STORE)
+        try:
+            store_path(url)
+        except SettingsError as error:
+            self._problems += error.problems
+        return url
+
     def _problem(self, name: str, why: str) -> None:
         self._problems.append(f"{PREFIX}{name} {why}")
 
@@ -407,7 +419,7 @@ class _Loader:
             "WECHAT_FALLBACK_URL": settings.wechat_fallback_url,
             "ISSUER": settings.issuer,
             "KEYS": settings.keys.absolute(),
-            "STORE": _without_password(settings.store_url),
+            "STORE": settings.store_url,
             "WORKERS": settings.workers,
             "WECHAT_IN_FLIGHT": settings.wechat_in_flight,
         }
@@ -428,10 +440,3 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def _without_password(url: str) -> str:
-    scheme, separator, rest = url.partition("://")
-    credentials, at, location = rest.rpartition("@")
-    user = credentials.partition(":")[0]
-    return f"{scheme}{separator}{user}:***@{location}" if at else url

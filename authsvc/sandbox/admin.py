@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Final, NoReturn
+from typing import Final
 
+from authsvc.encoding import NotCanonical, parse_json_object
 from authsvc.errors import BadRequest
 
 DEFAULT_USER: Final = "user-1"
@@ -73,25 +73,12 @@ def parse_fault_order(body: bytes) -> FaultOrder:
 
 def _members(body: bytes, known: Collection[str]) -> dict[str, object]:
     try:
-        value = json.loads(body.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
-    except (ValueError, RecursionError):  # deep nesting is a RecursionError, which is no ValueError
-        raise BadRequest("the body is not JSON") from None
-    if not isinstance(value, dict):
-        raise BadRequest("the body is not a JSON object")
+        value = parse_json_object(body)
+    except NotCanonical as error:
+        raise BadRequest(f"the body is {error}") from None
     if not value.keys() <= set(known):
         raise BadRequest(f"unknown member; known are {', '.join(known)}")
     return value
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        raise ValueError("duplicate member")
-    return members
-
-
-def _no_constant(_: str) -> NoReturn:
-    raise ValueError("NaN and Infinity are not JSON")
 
 
 def _text(member: str, value: object) -> str:

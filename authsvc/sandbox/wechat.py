@@ -1,4 +1,8 @@
-"""WeChat itself: apps, users, codes and session keys. No HTTP here; time and randomness are handed in."""
+"""WeChat itself: apps, users, codes and session keys. No HTTP here; time and randomness are handed in.
+
+Sources: auth.code2Session, https://developers.weixin.qq.com/miniprogram/dev/server/API/user-login/api_code2session, and
+on the life of a session_key https://developers.weixin.qq.com/miniprogram/dev/framework/open-ability/signature.html.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +21,8 @@ from authsvc.clock import Clock
 from authsvc.errors import BadRequest, SettingsError
 from authsvc.sandbox.faults import ArmedFault, FaultPlan
 
-CODE_LIFETIME_S: Final = 300  # five minutes, used or not (WECHAT 1.1)
-KEY_KEPT_S: Final = 60  # WeChat names a minimum refresh period, but no figure (WECHAT 1.4)
+CODE_LIFETIME_S: Final = 300  # five minutes, used or not
+KEY_KEPT_S: Final = 60  # WeChat names a minimum refresh period, but no figure
 EXCHANGES_PER_MINUTE: Final = 100  # of one user (45011)
 
 # Codes end after five minutes, so these bound only what one burst or a long life can pile up.
@@ -71,9 +75,8 @@ class SandboxWeChat:
         self._random_bytes = random_bytes
         self._lock = threading.Lock()
         self._codes: OrderedDict[str, _Code] = OrderedDict()  # the oldest first
-        self._users: OrderedDict[tuple[str, str], _User] = (
-            OrderedDict()
-        )  # by appid and openid; the longest unseen first
+        # By appid and openid; the longest unseen first.
+        self._users: OrderedDict[tuple[str, str], _User] = OrderedDict()
 
     @property
     def appids(self) -> tuple[str, ...]:
@@ -120,7 +123,7 @@ class SandboxWeChat:
             self._forget_ended_codes(now)
             known = self._user(appid, openid)
             if not known.session_keys or new_session_key or now - known.refreshed_at >= KEY_KEPT_S:
-                # The one before it stays known: what was encrypted under it may be on its way (WECHAT 1.4, race 2).
+                # The one before it stays known: what was encrypted under it may be on its way.
                 fresh = base64.b64encode(self._random_bytes(16)).decode()
                 known.session_keys = (fresh, *known.session_keys[:1])
                 known.refreshed_at = now
@@ -142,7 +145,7 @@ class SandboxWeChat:
     def refusal(self, errcode: int) -> dict[str, object]:
         """This errcode with WeChat's errmsg and a fresh request id."""
         rid = self._random_bytes(12).hex()
-        comma = "" if errcode == 40164 else ","  # WeChat leaves it out there (WECHAT 1.1)
+        comma = "" if errcode == 40164 else ","  # WeChat leaves it out there
         return {"errcode": errcode, "errmsg": f"{_ERRMSG[errcode]}{comma} rid: {rid[:8]}-{rid[8:16]}-{rid[16:]}"}
 
     def stranger(self) -> dict[str, object]:

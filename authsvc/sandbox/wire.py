@@ -8,7 +8,7 @@ from email.utils import formatdate
 from http import HTTPStatus
 from typing import Final
 
-TEXT: Final = "text/plain"  # code2Session's own content type, without a charset (WECHAT 1.2)
+TEXT: Final = "text/plain"  # code2Session's own content type, without a charset
 JSON: Final = "application/json; charset=UTF-8"  # that of WeChat's other calls, and of our admin routes
 
 Answer = Mapping[str, object]

@@ -1,6 +1,6 @@
 """The side store: one row per login with its sealed session_key, one row per user. `protocol` says what a store is."""
 
-from authsvc.store.open import open_store, prepare_store
+from authsvc.store.open import open_store, prepare_store, store_path
 from authsvc.store.protocol import KEPT_LOGINS, STATE_ACTIVE, STATE_BANNED, LoginRow, Store, UserRow
 
 __all__ = [
@@ -12,4 +12,5 @@ __all__ = [
     "UserRow",
     "open_store",
     "prepare_store",
+    "store_path",
 ]

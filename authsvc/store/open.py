@@ -18,7 +18,7 @@ def store_path(url: str) -> Path:
     Raises: SettingsError if it is not of the form sqlite:///path.
     """
     # `from None`, and no URL in the message: it may have a password in it.
-    refusal = SettingsError(["AUTHSVC_STORE must be sqlite:///path/of/file (four slashes for an absolute path)"])
+    refusal = SettingsError(["AUTHSVC_STORE is not sqlite:///path/of/file (four slashes for an absolute path)"])
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError):
