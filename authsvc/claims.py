@@ -51,6 +51,11 @@ class Policy:
     audience: str
     typ: tuple[str, ...] = ("at+jwt",)
 
+    def __post_init__(self) -> None:
+        # A plain text for typ would make `in` a search for a part of it.
+        if not isinstance(self.typ, tuple) or not self.issuer or not self.audience:
+            raise TypeError("a policy has an issuer, an audience and a tuple of types")
+
 
 def parse_header(data: bytes) -> Header:
     """Raises: TokenMalformed unless it is a JSON object of exactly `alg`, `kid`, `typ`, all strings."""

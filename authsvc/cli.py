@@ -16,6 +16,7 @@ from typing import Any, Final, ParamSpec, TypeVar
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from authsvc import demo as demo_steps
 from authsvc.clock import SystemClock
@@ -100,7 +101,8 @@ def config() -> None:
     settings = _settings(or_sandbox=False)
     table = Table("setting", "value", "from")
     for setting in settings.table:
-        table.add_row(setting.name, setting.shown, setting.origin)
+        # As text: a value in square brackets is no markup of rich.
+        table.add_row(setting.name, Text(setting.shown), setting.origin)
     Console(width=None if sys.stdout.isatty() else 200).print(table)
     for warning in settings.warnings:
         click.echo(f"warning: {warning}")

@@ -8,6 +8,8 @@ import json
 import re
 from typing import Any, Final, NoReturn
 
+_MAX_OPENINGS: Final = 1_000
+
 _BASE64URL: Final = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -57,6 +59,9 @@ def parse_json_object(data: bytes, *, control_characters: bool = False) -> dict[
     `control_characters` lets raw ones stand inside strings, as WeChat sends them in nicknames.
     """
     try:
+        # Python 3.13 follows thousands of levels, through the end of a small thread's stack.
+        if data.count(b"[") + data.count(b"{") > _MAX_OPENINGS:
+            raise ValueError("too many objects and lists")
         text = data.decode("utf-8")
         # json.loads of str refuses a BOM and, unlike json.loads of bytes, never guesses UTF-16 or UTF-32.
         value = (_LENIENT if control_characters else _STRICT).decode(text)

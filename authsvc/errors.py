@@ -72,7 +72,7 @@ class UserBanned(AuthsvcError):
 
 
 class Overloaded(AuthsvcError):
-    """As many calls wait for WeChat as this worker allows; worth another try in a moment."""
+    """As many logins are under way as this worker allows; worth another try in a moment."""
 
     code = "overloaded"
 

@@ -23,6 +23,7 @@ ALGORITHMS: Final = ("ES256", "EdDSA", "RS256")
 """JWS algorithms we sign with, RFC 7518 and 8037 names. One key has one of them, for life (RFC 8725, 3.1)."""
 
 RSA_MIN_BITS: Final = 2048
+RSA_EXPONENT: Final = 65_537
 _RSA_MAX_BITS: Final = 8192  # a larger modulus makes each verification a denial of service
 
 PublicKey: TypeAlias = EllipticCurvePublicKey | Ed25519PublicKey | RSAPublicKey
@@ -64,8 +65,8 @@ def public_jwk(key: PublicKey) -> PublicJwk:
         alg, members = "EdDSA", {"kty": "OKP", "crv": "Ed25519", "x": base64url_encode(raw)}
     else:
         rsa = key.public_numbers()
-        if not RSA_MIN_BITS <= key.key_size <= _RSA_MAX_BITS:
-            raise BadJwk(f"an RSA key has {RSA_MIN_BITS} to {_RSA_MAX_BITS} bits")
+        if not RSA_MIN_BITS <= key.key_size <= _RSA_MAX_BITS or rsa.n % 2 == 0 or rsa.e != RSA_EXPONENT:
+            raise BadJwk(f"an RSA key has {RSA_MIN_BITS} to {_RSA_MAX_BITS} bits and the exponent {RSA_EXPONENT}")
         alg, members = "RS256", {"kty": "RSA", "n": _uint(rsa.n), "e": _uint(rsa.e)}
     return PublicJwk(alg=alg, kid=thumbprint(members), members=tuple(sorted(members.items())), key=key)
 
@@ -76,6 +77,8 @@ def parse_public_jwk(jwk: Mapping[str, Any]) -> PublicJwk:
     Raises: BadJwk for a private key, a type, curve or size we do not use, a point that is not on the curve, an `alg`
     or `use` that does not fit, a member that is not canonical, or a `kid` that is not the thumbprint.
     """
+    if not isinstance(jwk, Mapping):
+        raise BadJwk("not a JSON object")
     if _PRIVATE_MEMBERS & jwk.keys():
         raise BadJwk("a private key does not belong here")
     kty = jwk.get("kty")

@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from authsvc.encoding import base64_decode, base64_encode
 from authsvc.errors import KeysError
-from authsvc.jwk import RSA_MIN_BITS, PrivateKey, PublicJwk, public_jwk
+from authsvc.jwk import RSA_EXPONENT, RSA_MIN_BITS, PrivateKey, PublicJwk, public_jwk
 from authsvc.keyring import Keyring
 from authsvc.keyset import KeyRecord, Keyset, Kind, Lifecycle, Purpose, State, dump_manifest, new_keyset, parse_manifest
 from authsvc.sealing import KEY_BYTES
@@ -38,6 +38,9 @@ _INIT_MARK: Final = (
     ".init"  # stands while `init` works: files without a manifest are then leftovers, not a lost manifest
 )
 _KUBERNETES_DATA: Final = "..data"  # a Secret volume is swapped by renaming this symlink
+
+_PARTS: Final = ("sign-", "seal-", "index-")
+_BESIDE_KEYS: Final = ("README.md", ".gitignore", ".gitkeep", "lost+found")  # what a clone or a volume brings along
 
 _MAX_MANIFEST_BYTES: Final = 1 << 20
 _MAX_KEY_BYTES: Final = 1 << 16
@@ -56,7 +59,7 @@ def generate_key(alg: str) -> PrivateKey:
         case "EdDSA":
             return Ed25519PrivateKey.generate()
         case "RS256":
-            return generate_rsa_key(public_exponent=65_537, key_size=RSA_MIN_BITS)
+            return generate_rsa_key(public_exponent=RSA_EXPONENT, key_size=RSA_MIN_BITS)
         case _:
             raise KeysError(f"{alg} is not an algorithm we sign with")
 
@@ -92,6 +95,7 @@ class KeyFolder:
                 if self.is_initialised():
                     (self.path / _INIT_MARK).unlink(missing_ok=True)
                     return False
+                self._check_is_ours_alone()
                 # A bare clone brings the folder, for its runbook, with the modes that everything has.
                 self.path.chmod(0o700)
                 self._clear_leftovers()
@@ -294,8 +298,18 @@ class KeyFolder:
         finally:
             os.close(descriptor)
 
+    def _check_is_ours_alone(self) -> None:
+        """The folder's mode is changed for everything in it: AUTHSVC_KEYS=/etc must not shut others out of /etc."""
+        known = {*_BESIDE_KEYS, MANIFEST, _LOCK, _INIT_MARK}
+        strange = [p.name for p in self.path.iterdir() if p.name not in known and not p.name.startswith(_PARTS)]
+        if strange:
+            (self.path / _LOCK).unlink()
+            raise KeysError(
+                f"{self.path} holds other files, such as {strange[0]!r}; mend: give the keys a folder of their own"
+            )
+
     def _clear_leftovers(self) -> None:
-        parts = [p for p in self.path.iterdir() if p.name.startswith(("sign-", "seal-", "index-"))]
+        parts = [p for p in self.path.iterdir() if p.name.startswith(_PARTS)]
         if parts and not (self.path / _INIT_MARK).exists():
             raise KeysError(
                 f"{self.path} holds private parts such as {parts[0].name} but no {MANIFEST}; "

@@ -23,7 +23,7 @@ class CodeExchange(Protocol):
     """What of WeChat a login needs."""
 
     def code2session(self, app: App, code: str) -> WeChatSession:
-        """Raises: BadRequest, Overloaded, WeChatError."""
+        """Raises: BadRequest, WeChatError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class Login:
         return self._apps[appid]
 
     def log_in(self, app: App, code: str) -> LoggedIn:
-        """Raises: BadRequest, Overloaded, WeChatError, UserBanned, StoreUnavailable. No token is given with any."""
+        """Raises: BadRequest, WeChatError, UserBanned, StoreUnavailable. No token is given with any."""
         # By the start and not the end: of two logins that race, the later start has the later session_key.
         started_at_us = self._clock.now_us()
         who = self._wechat.code2session(app, code)

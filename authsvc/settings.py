@@ -162,11 +162,12 @@ _NOT_IN_FORCE: Final = {
     "OPS_TOKEN": "there is no /metrics yet",
 }
 
-_SECRETS: Final = ("SECRET", "APPS", "KEYS_PASSPHRASE", "OPS_TOKEN", "SERVICE_TOKENS")
+_SECRETS: Final = ("SECRET", "APPS", "KEYS_PASSPHRASE", "LIMITS_URL", "OPS_TOKEN", "SERVICE_TOKENS")
 _NOT_WITH_SANDBOX: Final = (
     *("APPID", "SECRET", "SECRET_FILE", "APPS", "APPS_FILE"),
     *("KEYS", "STORE", "WECHAT_URL", "WECHAT_FALLBACK_URL"),
 )
+_ASCII_ONLY: Final = ("ISSUER", "AUDIENCE", "WECHAT_URL", "WECHAT_FALLBACK_URL")
 # What Kubernetes puts into every pod for a Service that is called "authsvc".
 _KUBERNETES_LINK: Final = re.compile(r"SERVICE_(HOST|PORT.*)|PORT_[0-9]+_(TCP|UDP).*")
 
@@ -251,6 +252,11 @@ class _Loader:
                 if name.startswith(PREFIX) and value:
                     given[name.removeprefix(PREFIX)] = value
                     self._origins[name.removeprefix(PREFIX)] = origin
+        for name, value in sorted(given.items()):
+            # A byte that is no UTF-8 arrives as a lone surrogate, which no token and no URL can hold.
+            if not value.replace("\n", "").isprintable() or (name in _ASCII_ONLY and not value.isascii()):
+                self._problem(name, "has characters in it that do not belong there")
+                del given[name]
         for name in sorted(given.keys() - Environment.model_fields.keys()):
             del given[name]
             if not _KUBERNETES_LINK.fullmatch(name):
@@ -414,7 +420,7 @@ class _Loader:
 
     def _table(self, settings: Settings) -> tuple[Setting, ...]:
         in_force = {
-            "APPS": ", ".join(f"{app.appid} ({len(app.secrets)} secret)" for app in settings.apps.values()),
+            "APPS": ", ".join(_shown_app(app) for app in settings.apps.values()),
             "WECHAT_URL": settings.wechat_url,
             "WECHAT_FALLBACK_URL": settings.wechat_fallback_url,
             "ISSUER": settings.issuer,
@@ -431,6 +437,12 @@ class _Loader:
             origin = self._origins.get(name, "default")
             rows.append(Setting(PREFIX + name, shown, origin))
         return tuple(rows)
+
+
+def _shown_app(app: App) -> str:
+    # Who writes {"secret": "appid"} has put the secret where the appid belongs.
+    appid = app.appid if app.appid.startswith("wx") else "(an appid that does not start with wx, not shown)"
+    return f"{appid} with {len(app.secrets)} secret{'s' if len(app.secrets) > 1 else ''}"
 
 
 def _is_loopback(host: str) -> bool:

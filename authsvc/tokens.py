@@ -62,7 +62,7 @@ class JwkSet:
 
         Raises: BadJwk if nothing is left, or if two keys have one kid.
         """
-        members = jwks.get("keys")
+        members = jwks.get("keys") if isinstance(jwks, Mapping) else None
         found: dict[str, VerificationKey] = {}
         for jwk in members if isinstance(members, list) else []:
             if not isinstance(jwk, dict):
@@ -96,6 +96,8 @@ def open_token(token: str, keys: VerificationKeys, policy: Policy, *, now: int) 
     Raises, first match: TokenMissing (empty), TokenMalformed (size, form, JSON, header members, duplicates),
     TokenRevoked (good signature under a revoked key), TokenInvalid (alg, kid, signature, typ, claims), TokenExpired.
     """
+    if not isinstance(token, str):
+        raise TokenMalformed("not a text")
     if not token:
         raise TokenMissing("no token")
     if len(token) > MAX_TOKEN_CHARS or not _COMPACT.fullmatch(token):

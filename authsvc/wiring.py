@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
+from threading import BoundedSemaphore
 
 from flask import Flask
 
@@ -33,7 +35,7 @@ def prepare(settings: Settings, *, clock: Clock) -> list[str]:
     said = []
     folder = KeyFolder(settings.keys, group_read=settings.keys_group_read)
     if settings.sandbox:
-        settings.keys.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make_sandbox_folder(settings.keys.parent)
         if init_keys(KeySettings(settings.keys, False, settings.alg, True), Lifecycle(), clock=clock):
             said.append(f"made the sandbox's own keys in {folder.path}")
     now = clock.now()
@@ -77,7 +79,6 @@ def build_services(settings: Settings, *, clock: Clock, keys: Callable[[], Keyri
         url=settings.wechat_url,
         fallback_url=settings.wechat_fallback_url,
         timeout_s=settings.wechat_timeout_s,
-        in_flight=settings.wechat_in_flight,
     )
     login = Login(
         apps=settings.apps,
@@ -103,10 +104,22 @@ def build_services(settings: Settings, *, clock: Clock, keys: Callable[[], Keyri
         keys=keys,
         store=store,
         wechat=wechat,
+        places=BoundedSemaphore(settings.wechat_in_flight),
         issuer=settings.issuer,
         clock=clock,
         access_log=settings.access_log,
     )
+
+
+def _make_sandbox_folder(path: Path) -> None:
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+        found = path.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+            raise KeysError(f"{path.absolute()} is not a folder of ours; mend: remove it")
+        path.chmod(0o700)
+    except OSError as error:
+        raise KeysError(f"{path.absolute()} cannot be made: {error.strerror}") from None
 
 
 class _CurrentKeys:

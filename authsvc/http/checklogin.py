@@ -33,7 +33,9 @@ def presented_token(parameters: list[str], authorizations: list[str]) -> str:
 
     Raises: TokenMissing; TokenMalformed for more than one, whichever of them would be good.
     """
-    if len(parameters) > 1 or len(authorizations) > 1:
+    # A server may hand two headers over as one, with a comma between them (RFC 9110, 5.3); no token has a comma in it.
+    headers = [part for value in authorizations for part in value.split(",")]
+    if len(parameters) > 1 or (len(headers) > 1 and any(map(_is_bearer, headers))):
         raise TokenMalformed("more than one token")
     tokens = {token for token in (*parameters, *map(_bearer_token, authorizations)) if token}
     if not tokens:
@@ -43,7 +45,11 @@ def presented_token(parameters: list[str], authorizations: list[str]) -> str:
     return tokens.pop()
 
 
+def _is_bearer(authorization: str) -> bool:
+    return authorization.strip(" ").partition(" ")[0].lower() == _SCHEME
+
+
 def _bearer_token(authorization: str) -> str:
-    scheme, _, credentials = authorization.strip(" ").partition(" ")
+    _scheme, _, credentials = authorization.strip(" ").partition(" ")
     # Another scheme (Basic, for a proxy before us) is no token, and no mistake either.
-    return credentials.strip(" ") if scheme.lower() == _SCHEME else ""
+    return credentials.strip(" ") if _is_bearer(authorization) else ""

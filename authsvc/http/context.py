@@ -12,6 +12,7 @@ from flask import Flask, Response, g, request
 
 from authsvc.http.services import services
 
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _REQUEST_ID: Final = re.compile(r"[0-9A-Za-z._-]{1,64}")
 
 _log = structlog.get_logger("authsvc.http")
@@ -45,7 +46,7 @@ def _end(reply: Response) -> Response:
     if _is_logged():
         _log.info(
             "request",
-            method=request.method,
+            method=request.method if request.method in _METHODS else "(other)",
             # The route and not the path: a client that puts its token into the path must not put it into the log.
             path=request.url_rule.rule if request.url_rule else "(no such route)",
             status=reply.status_code,

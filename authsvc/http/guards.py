@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 from urllib.parse import parse_qsl
 
@@ -10,9 +12,25 @@ from pydantic import BaseModel, ValidationError
 from werkzeug.exceptions import RequestEntityTooLarge, UnsupportedMediaType
 
 from authsvc.encoding import NotCanonical, parse_json_object
-from authsvc.errors import BadRequest
+from authsvc.errors import BadRequest, Overloaded
+from authsvc.http.services import services
 
 _MAX_FORM_FIELDS: Final = 16
+
+
+@contextmanager
+def place() -> Iterator[None]:
+    """One of the places for requests that wait, for their body or for WeChat; there are fewer of them than threads.
+
+    Raises: Overloaded at once if none is free.
+    """
+    if not services().places.acquire(blocking=False):
+        raise Overloaded("too many logins are under way")
+    try:
+        yield
+    finally:
+        services().places.release()
+
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -32,6 +50,8 @@ def read_body(model: type[_Model], *, max_bytes: int) -> _Model:
     body = request.get_data(cache=False)
     if len(body) > max_bytes:
         raise RequestEntityTooLarge
+    if request.content_length is not None and len(body) != request.content_length:
+        raise BadRequest("the body was cut short")
     try:
         return model.model_validate(reader(body))
     except ValidationError as error:

@@ -8,7 +8,7 @@ from flask import Blueprint
 from pydantic import BaseModel, ConfigDict, Field
 
 from authsvc.http.context import note
-from authsvc.http.guards import read_body
+from authsvc.http.guards import place, read_body
 from authsvc.http.services import services
 
 MAX_BODY_BYTES: Final = 4096
@@ -27,11 +27,13 @@ class LoginRequest(BaseModel):
 
 @blueprint.post("/login")
 def log_in() -> tuple[dict[str, Any], dict[str, str]]:
-    wanted = read_body(LoginRequest, max_bytes=MAX_BODY_BYTES)
     login = services().login
-    app = login.app(wanted.appid)
-    note(appid=app.appid)
-    logged_in = login.log_in(app, wanted.code)
+    # Before the body is read: a client that sends it byte by byte holds a thread for as long.
+    with place():
+        wanted = read_body(LoginRequest, max_bytes=MAX_BODY_BYTES)
+        app = login.app(wanted.appid)
+        note(appid=app.appid)
+        logged_in = login.log_in(app, wanted.code)
     note(outcome="ok", user=logged_in.user)
     reply = {"token": logged_in.token, "token_type": "Bearer", "expires_in": logged_in.expires_in_s}
     return reply, {"Cache-Control": "no-store"}

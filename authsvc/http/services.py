@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from threading import BoundedSemaphore
 from typing import Final, Literal, Protocol
 
 from flask import Flask, current_app
@@ -30,6 +31,7 @@ class Services:
     keys: Callable[[], Keyring]
     store: Store
     wechat: WeChatHealth
+    places: BoundedSemaphore
     issuer: str
     clock: Clock
     access_log: AccessLog

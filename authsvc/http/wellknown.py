@@ -47,6 +47,10 @@ def _cacheable(document: dict[str, Any]) -> Response:
         f"public, max-age={lifecycle.jwks_max_age_s}, "
         f"stale-while-revalidate={lifecycle.jwks_stale_while_revalidate_s}, stale-if-error=3600"
     )
-    reply.set_etag(hashlib.sha256(body).hexdigest()[:32])
-    reply.make_conditional(request)
+    etag = hashlib.sha256(body).hexdigest()[:32]
+    reply.set_etag(etag)
+    if request.if_none_match.contains(etag):
+        # RFC 9110, 13.1.2. The other preconditions are for writers, and nothing is written here.
+        reply.status_code = 304
+        reply.set_data(b"")
     return reply

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,7 @@ class SandboxProcess:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL if port else None,
                 text=True,
+                env={name: value for name, value in os.environ.items() if not name.startswith("AUTHSVC_")},
             )
             assert self._process.stdout is not None
             first_line = self._process.stdout.readline()

@@ -44,6 +44,6 @@ def _upgrade(connection: Connection) -> None:
     if unknown:
         raise StoreUnavailable(
             "the side store was made by a newer authsvc than this one (schema revision "
-            f"{', '.join(sorted(unknown)):.80}); run that one, or give AUTHSVC_STORE another database"
+            f"{', '.join(sorted(unknown))!a:.80}); run that one, or give AUTHSVC_STORE another database"
         )
     command.upgrade(config, "head")

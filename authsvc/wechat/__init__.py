@@ -1,7 +1,7 @@
 """WeChat's server API, usable on its own: the exchange of a login code, with every way it can fail named.
 
 session = new_session(connections=8)
-client = WeChatClient(session, url="https://api.weixin.qq.com", timeout_s=5, in_flight=8)
+client = WeChatClient(session, url="https://api.weixin.qq.com", timeout_s=5)
 who = client.code2session(App("wx1234567890abcdef", (secret,)), code)
 """
 

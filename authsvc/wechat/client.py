@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import random
 import re
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,7 +19,6 @@ from authsvc.errors import (
     BadRequest,
     CodeInvalid,
     CodeUsed,
-    Overloaded,
     UserBlocked,
     WeChatBadReply,
     WeChatBusy,
@@ -74,7 +72,7 @@ def check_code(code: str) -> None:
 
 
 class WeChatClient:
-    """WeChat's server API. Thread-safe; at most `in_flight` calls wait at a time, the next is refused at once."""
+    """WeChat's server API. Thread-safe; how many calls may wait at a time is for the caller to bound."""
 
     def __init__(
         self,
@@ -83,7 +81,6 @@ class WeChatClient:
         url: str,
         fallback_url: str | None = None,
         timeout_s: float,
-        in_flight: int,
         sleep: Callable[[float], None] = time.sleep,
         monotonic: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
@@ -93,7 +90,6 @@ class WeChatClient:
         self._url = url
         self._fallback_url = fallback_url or url
         self._timeout_s = timeout_s
-        self._places = threading.BoundedSemaphore(in_flight)
         self._sleep = sleep
         self._monotonic = monotonic
         self._jitter = jitter
@@ -107,11 +103,9 @@ class WeChatClient:
     def code2session(self, app: App, code: str) -> WeChatSession:
         """Exchange a code of wx.login, which WeChat takes once. At most two calls.
 
-        Raises: BadRequest for a code that is none, Overloaded, WeChatError.
+        Raises: BadRequest for a code that is none, WeChatError.
         """
         check_code(code)
-        if not self._places.acquire(blocking=False):
-            raise Overloaded("too many logins wait for WeChat")
         try:
             who = self._exchange(app, code, ends_at=self._monotonic() + self._timeout_s)
         except (CodeInvalid, CodeUsed, UserBlocked, WeChatRateLimited):
@@ -120,8 +114,6 @@ class WeChatClient:
         except WeChatError as error:
             self._health = error.code
             raise
-        finally:
-            self._places.release()
         self._health = "ok"
         return who
 
@@ -185,7 +177,7 @@ def _parse(answer: Answer) -> WeChatSession:
 
 def _errcode(value: object) -> int:
     # A number, or, on some of WeChat's pages and hosts, its digits as a text. bool is an int to isinstance.
-    if type(value) is int:
+    if type(value) is int and abs(value) < 10**9:
         return value
     if type(value) is str and _ERRCODE.fullmatch(value):
         return int(value)

@@ -26,6 +26,10 @@ from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConn
 
 MAX_BODY_BYTES: Final = 65_536
 
+# Everything received for one call, headers included: http.client alone would take 6 MB of headers, and parsing their
+# cookies would go on for long after the deadline.
+_MAX_RECEIVED_BYTES: Final = 262_144
+
 _HEADERS: Final = {"Accept": "application/json, text/plain", "User-Agent": "authsvc", "Accept-Encoding": "gzip"}
 
 
@@ -52,7 +56,7 @@ class Answer:
 
 
 def new_session(*, connections: int, tls: ssl.SSLContext | None = None) -> requests.Session:
-    """A session for `get`. `connections` is how many calls may run at once; the pool holds as many.
+    """A session for `get`. `connections` is how many are kept open; a call beyond them has one of its own.
 
     `tls` is for tests with a certificate of their own; the default trusts the roots of certifi.
     """
@@ -82,6 +86,10 @@ def get(session: requests.Session, url: str, query: Mapping[str, str], *, timeou
     except (OSError, ValueError, http.client.HTTPException, urllib3.exceptions.HTTPError):
         raise BrokenAnswer("the answer is not HTTP") from None
     try:
+        if response.status_code != 200 or response.headers.get("Content-Length") == "0":
+            # Not read, so that closing it closes the connection. After a 103 or an empty reply the real one may still
+            # be on its way, and the next login on this connection would take it for its own: another user's.
+            return Answer(response.status_code, b"")
         return Answer(response.status_code, _read_body(response))
     finally:
         response.close()
@@ -110,28 +118,40 @@ def _read_body(response: requests.Response) -> bytes:
 def _without_url(error: requests.RequestException) -> TransportError:
     if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema):
         return NotConnected("not a URL that can be asked")
-    reason = getattr(error.args[0], "reason", None) if error.args else None
+    cause = error.args[0] if error.args else None
+    reason = getattr(cause, "reason", None)
     if isinstance(reason, NewConnectionError | ConnectTimeoutError | NameResolutionError):
         return NotConnected("no connection")
     if isinstance(error, requests.exceptions.SSLError):
-        return NotConnected("no trusted TLS connection")
+        if isinstance(getattr(reason, "args", (None,))[0], ssl.SSLCertVerificationError):
+            return NotConnected("the certificate is not trusted")
+        # Before or after the request was sent: OpenSSL does not say.
+        return BrokenAnswer("the TLS connection failed")
+    if isinstance(cause, urllib3.exceptions.ProtocolError) and isinstance(cause.args[-1], _TooMuch):
+        return BrokenAnswer("the answer is too long")
     return NoAnswer("no answer in time" if isinstance(error, requests.Timeout) else "the connection was closed")
 
 
 # ---- a timeout that is a deadline ---------------------------------------------------------------
 
 
+class _TooMuch(ConnectionError):
+    """More was received than any answer of WeChat has."""
+
+
 class _DeadlineMixin:
-    """A socket whose timeout covers everything received since it was set, not each read.
+    """A socket whose timeout covers everything received since it was set, not each read, and that ends a flood.
 
     http.client reads headers line by line; a server that sends a byte a second, or `100 Continue` without end, would
     never meet a timeout of each read. urllib3 sets the timeout anew for every request, which starts the next deadline.
     """
 
     _ends_at: float | None = None
+    _bytes_left = _MAX_RECEIVED_BYTES
 
     def settimeout(self, value: float | None) -> None:
         self._ends_at = None if value is None else time.monotonic() + value
+        self._bytes_left = _MAX_RECEIVED_BYTES
         super().settimeout(value)  # type: ignore[misc]
 
     def recv_into(self, *args: Any, **kwargs: Any) -> int:
@@ -141,6 +161,9 @@ class _DeadlineMixin:
                 raise TimeoutError("deadline")
             super().settimeout(left_s)  # type: ignore[misc]
         received: int = super().recv_into(*args, **kwargs)  # type: ignore[misc]
+        self._bytes_left -= received
+        if self._bytes_left < 0:
+            raise _TooMuch("too much was received")
         return received
 
 
@@ -205,7 +228,7 @@ class _Adapter(HTTPAdapter):
     def __init__(self, connections: int, tls: ssl.SSLContext) -> None:
         tls.sslsocket_class = _DeadlineTLSSocket
         self._tls = tls
-        super().__init__(pool_connections=4, pool_maxsize=connections, pool_block=True)
+        super().__init__(pool_connections=4, pool_maxsize=connections)
 
     def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **options: Any) -> None:
         # One TLS context for all connections: reading the roots again for each costs 19 ms of CPU.

@@ -52,6 +52,7 @@ def test_the_header_is_as_good_as_the_query_in_any_case(scheme: str) -> None:
         ("/checklogin", [("Authorization", "Basic dXNlcjpwYXNz")]),
         ("/checklogin", [("Authorization", "")]),
         ("/checklogin", [("Authorization", TOKEN)]),
+        ("/checklogin", [("Authorization", 'Digest username="a", realm="b"')]),
     ],
 )
 def test_no_token_is_missing(path: str, headers: list[tuple[str, str]]) -> None:
@@ -67,6 +68,8 @@ def test_no_token_is_missing(path: str, headers: list[tuple[str, str]]) -> None:
         (f"/checklogin?token={TOKEN}", [("Authorization", f"Bearer {OTHER}x")]),
         ("/checklogin", [("Authorization", f"Bearer {TOKEN},Bearer {TOKEN}")]),
         ("/checklogin", [("Authorization", f"Bearer {TOKEN}, {TOKEN}")]),
+        ("/checklogin", [("Authorization", f"Basic dXNlcg==,Bearer {TOKEN}")]),
+        ("/checklogin", [("Authorization", f"Bearer {TOKEN},Basic dXNlcg==")]),
         ("/checklogin", [("Authorization", f"Bearer {TOKEN} {TOKEN}")]),
         *((f"/checklogin?token={text}", []) for text in ("constructor", "__proto__", "toString", "undefined", "null")),
         (f"/checklogin?token={TOKEN}%20", []),

@@ -217,6 +217,26 @@ def test_a_banned_user_gets_no_token_and_leaves_no_row() -> None:
     assert client.post("/login", json={"code": CODE}).status_code == 200
 
 
+def test_beyond_its_places_a_login_is_refused_at_once_and_the_places_come_back() -> None:
+    service = FakeService(places=1)
+    client = service.client()
+    refused = []
+
+    def meanwhile() -> None:
+        service.wechat.meanwhile = lambda: None
+        refused.append(client.post("/login", json={"code": "another"}))
+        service.wechat.meanwhile = meanwhile
+
+    service.wechat.meanwhile = meanwhile
+    for answer in (service.wechat.answer, errors.WeChatTimeout("x"), service.wechat.answer):
+        service.wechat.answer = answer
+        client.post("/login", json={"code": CODE})
+    for reply in refused:
+        _is_problem(reply, 503, "overloaded")
+    assert len(refused) == 3
+    assert [code for _, code in service.wechat.asked] == [CODE] * 3
+
+
 class _BrokenStore(MemoryStore):
     def put_login(self, login: LoginRow, *, unionid: str | None) -> None:
         raise errors.StoreUnavailable("where the store is, is for the log")

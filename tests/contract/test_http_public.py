@@ -42,6 +42,8 @@ def test_a_verifier_that_has_the_jwks_is_told_so_and_only_then() -> None:
     again = client.get(JWKS, headers={"If-None-Match": etag})
     assert (again.status_code, again.data, again.headers["ETag"]) == (304, b"", etag)
     assert client.get(JWKS, headers={"If-None-Match": '"other"'}).status_code == 200
+    assert client.get(JWKS, headers={"If-None-Match": "*"}).status_code == 304
+    assert client.get(JWKS, headers={"If-Match": '"other"'}).status_code == 200
     assert FakeService(ring=keyring(made_at=NOW - 7)).client().get(JWKS).headers["ETag"] != etag
 
 

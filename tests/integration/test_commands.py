@@ -62,12 +62,14 @@ def test_keys_init_in_a_folder_that_cannot_be_written_says_so(tmp_path: Path) ->
 
 def test_config_prints_what_is_in_force_with_secrets_masked(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("AUTHSVC_AUDIENCE=shop\nAUTHSVC_OPS_TOKEN=SECRETMARKER\n")
-    done = authsvc("config", cwd=tmp_path, PORT="3100", **REAL)
+    limits = "redis://:SECRETMARKER@localhost"
+    done = authsvc("config", cwd=tmp_path, PORT="3100", HOST="[/x]", LIMITS_URL=limits, **REAL)
     assert done.returncode == 0
     rows = {parts[1].strip(): parts[2:4] for line in done.stdout.splitlines() if len(parts := line.split("│")) > 3}
     assert [cell.strip() for cell in rows["AUTHSVC_PORT"]] == ["3100", "environment"]
     assert [cell.strip() for cell in rows["AUTHSVC_AUDIENCE"]] == ["shop", ".env"]
     assert [cell.strip() for cell in rows["AUTHSVC_SECRET"]] == ["(set, not shown)", "environment"]
+    assert [cell.strip() for cell in rows["AUTHSVC_HOST"]] == ["[/x]", "environment"]
     assert str(tmp_path / "keys") in rows["AUTHSVC_KEYS"][0]
     assert "SECRETMARKER" not in done.stdout + done.stderr
     assert "AUTHSVC_OPS_TOKEN has no effect" in done.stdout
@@ -118,6 +120,15 @@ def test_neither_service_starts_on_the_others_keys(tmp_path: Path) -> None:
     (tmp_path / "keys").rename(tmp_path / ".sandbox" / "keys")
     done = authsvc("serve", cwd=tmp_path, SANDBOX="1", PORT=str(free_port()))
     assert (done.returncode, "for production" in done.stderr) == (2, True)
+
+
+def test_the_sandbox_does_not_use_a_folder_that_is_not_its_own(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / ".sandbox").symlink_to(elsewhere)
+    done = authsvc("serve", cwd=tmp_path, SANDBOX="1", PORT=str(free_port()))
+    assert (done.returncode, "not a folder of ours" in done.stderr) == (2, True)
+    assert list(elsewhere.iterdir()) == []
 
 
 def test_a_port_that_is_taken_is_said_and_not_shared(tmp_path: Path) -> None:

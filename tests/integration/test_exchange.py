@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from authsvc.errors import WeChatTimeout
+from authsvc.errors import WeChatBadReply, WeChatTimeout
 from authsvc.sandbox.faults import FAULTS
 from authsvc.wechat import App, WeChatClient, new_session
 from tests.support.service import Running, Service, free_port, service
@@ -164,7 +164,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class _TLSServer:
     """Plays one script to every connection."""
 
-    def __init__(self, certificate: Path | None, script: bytes, *, drips: bytes = b"") -> None:
+    def __init__(self, certificate: Path | None, script: bytes, *, drips: bytes = b"", breaks: bool = False) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) if certificate else None
@@ -172,6 +172,7 @@ class _TLSServer:
             self._tls.load_cert_chain(certificate)
         self._script = script
         self._drips = drips
+        self._breaks = breaks
         self.connections = 0
         threading.Thread(target=self._serve, daemon=True).start()
 
@@ -191,6 +192,9 @@ class _TLSServer:
         wrap = functools.partial(self._tls.wrap_socket, server_side=True) if self._tls else contextlib.nullcontext
         with contextlib.suppress(OSError), raw, wrap(raw) as peer:
             while peer.recv(65_536):
+                if self._breaks:
+                    socket.socket.sendall(peer, b"\x17\x03\x03\x00\x20" + bytes(32))  # a record that is none
+                    continue
                 peer.sendall(self._script)
                 for byte in self._drips:
                     time.sleep(0.05)
@@ -199,9 +203,7 @@ class _TLSServer:
 
 def _client(port: int, trusted: Path | None, *, timeout_s: float = 0.5) -> WeChatClient:
     tls = ssl.create_default_context(cafile=trusted) if trusted else ssl.create_default_context()
-    return WeChatClient(
-        new_session(connections=4, tls=tls), url=f"https://localhost:{port}", timeout_s=timeout_s, in_flight=4
-    )
+    return WeChatClient(new_session(connections=4, tls=tls), url=f"https://localhost:{port}", timeout_s=timeout_s)
 
 
 GOOD = b'{"openid": "o1", "session_key": "tiihtNczf5v6AKRyjwEUhQ=="}'
@@ -268,3 +270,96 @@ def test_name_resolution_that_hangs_ends_at_the_deadline_and_in_one_thread(slow_
             client.code2session(APP, "code")
     assert time.monotonic() - started_at < 3 * (3 * 0.5 + 2)
     assert slow_resolver == ["localhost"]
+
+
+# ---- an upstream that keeps the connection and says more, or says it later ----
+
+
+class _LateServer:
+    """Answers each request with `first` and, a moment later, with the login of the code that was asked for."""
+
+    def __init__(self, first: bytes) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._first = first
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                peer, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._play, args=(peer,), daemon=True).start()
+
+    def _play(self, peer: socket.socket) -> None:
+        with contextlib.suppress(OSError), peer:
+            while asked := peer.recv(65_536):
+                code = asked.split(b"js_code=")[1].split(b"&")[0].split(b" ")[0]
+                body = b'{"openid": "openid-of-%s", "session_key": "tiihtNczf5v6AKRyjwEUhQ=="}' % code
+                peer.sendall(self._first)
+                time.sleep(0.1)
+                peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+
+
+FIRSTS = {
+    "early hints": b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n",
+    "processing": b"HTTP/1.1 102 Processing\r\n\r\n",
+    "switching": b"HTTP/1.1 101 Switching Protocols\r\n\r\n",
+    "no content": b"HTTP/1.1 204 No Content\r\n\r\n",
+    "not modified": b"HTTP/1.1 304 Not Modified\r\n\r\n",
+    "an empty 500": b"HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n",
+    "a whole 500": b"HTTP/1.1 500 Oops\r\nContent-Length: 2\r\n\r\n{}",
+    "an empty 200": b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("first", FIRSTS)
+def test_no_login_ever_gets_the_answer_to_another_one(first: str) -> None:
+    server = _LateServer(FIRSTS[first])
+    client = WeChatClient(new_session(connections=1), url=server.url, timeout_s=1)
+    for code in ("alice", "bob", "carol"):
+        with contextlib.suppress(WeChatBadReply):
+            assert client.code2session(APP, code).openid == f"openid-of-{code}"
+        time.sleep(0.2)
+    server.close()
+
+
+def test_a_flood_of_headers_is_cut_off_and_not_believed(wechat: Running) -> None:
+    cookies = (b"Set-Cookie: " + b"a=a;" * 16_000 + b"\r\n") * 90
+    server = _TLSServer(None, ANSWER.replace(b"\r\n\r\n", b"\r\n" + cookies + b"\r\n", 1))
+    client = WeChatClient(new_session(connections=1), url=f"http://127.0.0.1:{server.port}", timeout_s=1)
+    started_at = time.monotonic()
+    with pytest.raises(WeChatBadReply):
+        client.code2session(APP, "code")
+    assert time.monotonic() - started_at < 3 * 1 + 2
+    server.close()
+
+
+def test_after_a_tls_error_behind_the_request_the_code_is_not_sent_again(certificate: Path) -> None:
+    server = _TLSServer(certificate, b"", breaks=True)
+    with pytest.raises((WeChatBadReply, WeChatTimeout)):
+        _client(server.port, certificate).code2session(APP, "code")
+    assert server.connections == 1
+    server.close()
+
+
+def test_clients_that_never_end_their_body_leave_the_rest_of_the_service_alone(tmp_path: Path, wechat: Running) -> None:
+    with service(tmp_path, wechat_url=wechat.url, THREADS="8", WECHAT_IN_FLIGHT="4") as it:
+        token = it.token()
+        address = ("127.0.0.1", int(it.url.rsplit(":", 1)[1]))
+        start = b"POST /login HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
+        with contextlib.ExitStack() as slow:
+            for _ in range(12):
+                slow.enter_context(socket.create_connection(address, timeout=10)).sendall(start)
+            give_up_at = time.monotonic() + 10
+            while it.log_in().status_code != 503:
+                assert time.monotonic() < give_up_at
+            for _ in range(10):
+                assert it.check(token)["is_login"] is True
+        give_up_at = time.monotonic() + 10
+        while it.log_in().status_code != 200:
+            assert time.monotonic() < give_up_at, "the places come back when the slow ones have gone"

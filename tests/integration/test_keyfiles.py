@@ -108,6 +108,16 @@ def test_init_refuses_a_folder_whose_manifest_is_lost(folder: Path) -> None:
     assert _files(folder) == before
 
 
+def test_init_leaves_a_folder_alone_that_holds_other_files(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir(mode=0o755)
+    (shared / "other.txt").touch()
+    with pytest.raises(KeysError, match="folder of their own"):
+        _init(shared)
+    assert stat.S_IMODE(shared.stat().st_mode) == 0o755
+    assert [path.name for path in shared.iterdir()] == ["other.txt"]
+
+
 def test_init_that_was_interrupted_starts_over(folder: Path) -> None:
     (folder / MANIFEST).unlink()
     (folder / ".init").touch()

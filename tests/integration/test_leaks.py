@@ -170,7 +170,7 @@ def test_whatever_fails_no_secret_is_in_a_log_a_reply_a_traceback_or_a_file(
 
 
 def _tracebacks(it: Everything, fault: str) -> list[str]:
-    client = WeChatClient(new_session(connections=1), url=it.wechat.url, timeout_s=0.3, in_flight=1)
+    client = WeChatClient(new_session(connections=1), url=it.wechat.url, timeout_s=0.3)
     try:
         client.code2session(App(APPID, (SECRET,)), it.mint(fault))
     except AuthsvcError as error:

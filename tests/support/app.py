@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from threading import BoundedSemaphore
 
 from flask.testing import FlaskClient
 
@@ -54,6 +55,7 @@ class FakeService:
     typ: str = "at+jwt"
     with_unionid: bool = False
     access_log: AccessLog = "all"
+    places: int = 4
 
     def client(self) -> FlaskClient:
         terms = TokenTerms(ISSUER, AUDIENCE, self.typ, 7200, 259_200, self.with_unionid)
@@ -72,6 +74,7 @@ class FakeService:
             keys=lambda: self.ring,
             store=self.store,
             wechat=self.wechat,
+            places=BoundedSemaphore(self.places),
             issuer=ISSUER,
             clock=self.clock,
             access_log=self.access_log,

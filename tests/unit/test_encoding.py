@@ -62,6 +62,7 @@ def test_base64_takes_no_other_spelling(text: str) -> None:
         b"[" * 5_000,
         b'{"a":' * 5_000,
         b'{"a": ' + b"1" * 5_000 + b"}",
+        b'{"a": ' + b"[" * 1_000 + b"]" * 1_000 + b"}",
     ],
 )
 def test_only_one_json_object_in_utf_8_without_duplicates_is_read(data: bytes) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256K1, SECP384R1, generate_private_key
 from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key as generate_rsa_key
@@ -66,9 +68,17 @@ def _ec(**changes: object) -> dict[str, object]:
         {"kty": "RSA", "n": RFC_7638_N, "e": "AAEAAQ"},
         {"kty": "RSA", "n": RFC_7638_N + "=", "e": "AQAB"},
         {"kty": "RSA", "n": RFC_7638_N, "e": "AA"},
+        {"kty": "RSA", "n": RFC_7638_N, "e": "Aw"},
+        {"kty": "RSA", "n": base64url_encode(b"\x80" + bytes(255)), "e": "AQAB"},
     ],
 )
 def test_what_is_not_a_public_key_of_ours_is_refused(jwk: dict[str, object]) -> None:
+    with pytest.raises(BadJwk):
+        parse_public_jwk(jwk)
+
+
+@pytest.mark.parametrize("jwk", [None, [], "text", 1])
+def test_what_is_no_object_is_no_key(jwk: Any) -> None:
     with pytest.raises(BadJwk):
         parse_public_jwk(jwk)
 

@@ -96,6 +96,12 @@ def test_a_path_that_is_no_route_is_not_in_the_log(log: io.StringIO, path: str) 
     assert "TOKENMARKER" not in log.getvalue()
 
 
+def test_a_method_that_nobody_knows_is_not_in_the_log(log: io.StringIO) -> None:
+    FakeService().client().open("/healthz", method="M" * 50_000)
+    (line,) = _requests(log)
+    assert (line["status"], line["method"]) == (405, "(other)")
+
+
 @pytest.mark.parametrize(("access_log", "seen"), [("all", 3), ("login", 1), ("none", 0)])
 def test_the_operator_chooses_which_requests_have_a_line(log: io.StringIO, access_log: Any, seen: int) -> None:
     client = FakeService(access_log=access_log).client()

@@ -98,6 +98,20 @@ def test_nothing_that_is_said_of_a_setting_shows_its_value(name: str) -> None:
     assert "SECRETMARKER" not in _said(base | {f"AUTHSVC_{name}": "SECRETMARKER\x01"})
 
 
+@pytest.mark.parametrize("value", ["https://a\udcff.example", "https://é.example", "https://a.example\x1b"])
+def test_an_issuer_that_no_token_could_carry_is_refused(value: str) -> None:
+    assert "AUTHSVC_ISSUER" in _problems(REAL | {"AUTHSVC_ISSUER": value})
+
+
+def test_a_path_may_be_in_any_language() -> None:
+    assert _load(REAL | {"AUTHSVC_KEYS": "/home/小明/keys"}).keys == Path("/home/小明/keys")
+
+
+def test_who_mixes_up_appid_and_secret_does_not_see_the_secret_in_the_table() -> None:
+    settings = _load({"AUTHSVC_ISSUER": "https://a.example", "AUTHSVC_APPS": '{"SECRETMARKER": "wx1234567890abcdef"}'})
+    assert "SECRETMARKER" not in str(settings.table)
+
+
 def test_two_ways_to_name_the_apps_are_one_too_many() -> None:
     assert "APPID and APPS are set" in _problems(REAL | {"AUTHSVC_APPS": '{"wx2": "s"}'})
 

@@ -56,6 +56,17 @@ def test_a_text_that_is_no_jws_is_malformed(token: str) -> None:
     assert _reason(token) == "malformed"
 
 
+@pytest.mark.parametrize("token", [None, 1, b"a.b.c", ["a.b.c"], {}])
+def test_what_is_no_text_is_malformed(token: Any) -> None:
+    assert _reason(token) == "malformed"
+
+
+def test_a_policy_without_an_issuer_an_audience_or_a_tuple_of_types_is_none() -> None:
+    for arguments in (("", "api"), (ISSUER, ""), (ISSUER, "api", "at+jwt")):
+        with pytest.raises(TypeError):
+            Policy(*arguments)
+
+
 def test_an_empty_token_is_missing() -> None:
     assert _reason("") == "missing"
 
@@ -220,8 +231,10 @@ def test_a_set_passes_over_keys_that_it_does_not_know() -> None:
     assert open_token(_token(), JwkSet({"keys": [*strange, *jwks["keys"]]}), POLICY, now=NOW) == CLAIMS
 
 
-@pytest.mark.parametrize("jwks", [{}, {"keys": []}, {"keys": None}, {"keys": {}}, {"keys": [{"kty": "oct"}]}])
-def test_a_set_without_a_usable_key_is_refused(jwks: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "jwks", [None, [], "text", 1, {}, {"keys": []}, {"keys": None}, {"keys": {}}, {"keys": [{"kty": "oct"}]}]
+)
+def test_a_set_without_a_usable_key_is_refused(jwks: Any) -> None:
     with pytest.raises(BadJwk):
         JwkSet(jwks)
 
