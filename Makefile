@@ -18,7 +18,7 @@ keys: .venv/.server ## make the first production keys in keys/ (never overwrites
 	@$(BIN)/authsvc keys init
 
 config: .venv/.server ## print the settings in force, secrets masked
-	@$(BIN)/authsvc config
+	@$(BIN)/authsvc config --or-sandbox
 
 test: .venv/.test ## set up and run every test
 	@$(BIN)/python -m pytest

@@ -12,7 +12,10 @@ def main() -> None:
         if error.name is not None and error.name.startswith("authsvc"):
             raise
         sys.exit(f"the authsvc command needs the server extra ({error.name} is missing): pip install 'authsvc[server]'")
-    command()
+    try:
+        command()
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

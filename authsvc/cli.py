@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import fields, replace
 from importlib.metadata import version
+from multiprocessing import get_start_method
 from pathlib import Path
 from typing import Any, Final, ParamSpec, TypeVar
 
@@ -21,9 +22,11 @@ from rich.text import Text
 from authsvc import demo as demo_steps
 from authsvc.clock import SystemClock
 from authsvc.errors import AuthsvcError, SettingsError
+from authsvc.http.server import free_address
 from authsvc.http.server import serve as serve_http
+from authsvc.keyring import Keyring
 from authsvc.keyset import Lifecycle
-from authsvc.sandbox.process import SandboxProcess, write_addresses
+from authsvc.sandbox.process import SandboxProcess, noted_addresses
 from authsvc.settings import (
     SANDBOX_APPID,
     SANDBOX_FOLDER,
@@ -38,6 +41,9 @@ from authsvc.wiring import build_app, init_keys, prepare
 
 DOTENV: Final = Path(".env")
 ADDRESSES: Final = SANDBOX_FOLDER / "addresses.json"
+
+# Where to reach a service that listens everywhere.
+_EVERYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -68,37 +74,43 @@ def command() -> None:
     """Login for WeChat mini-programs: a code in, a signed token out."""
 
 
+_or_sandbox = click.option("--or-sandbox", is_flag=True, help="Without any app configured, use the WeChat sandbox.")
+
+
 @command.command()
-@click.option("--or-sandbox", is_flag=True, help="Without any app configured, run with the built-in WeChat sandbox.")
+@_or_sandbox
 @_plain_errors
 def serve(or_sandbox: bool) -> None:
     """Run the service, from the environment alone, until Ctrl-C."""
     configure_logging(sys.stderr)
     settings = _settings(or_sandbox=or_sandbox)
-    said = prepare(settings, clock=SystemClock())
+    address = free_address(settings.host, settings.port)
+    prepared = prepare(settings, clock=SystemClock())
     with ExitStack() as beside:
         if settings.sandbox:
             sandbox = SandboxProcess(appid=SANDBOX_APPID, secret=SANDBOX_SECRET, port=settings.port + 1)
             settings = replace(settings, wechat_url=beside.enter_context(sandbox).url, wechat_fallback_url=None)
-            write_addresses(ADDRESSES, service=_address(settings), sandbox=settings.wechat_url)
-            beside.callback(ADDRESSES.unlink, missing_ok=True)
+            addresses = {"service": _address(settings), "sandbox": settings.wechat_url}
+            beside.enter_context(noted_addresses(ADDRESSES, addresses))
         serve_http(
-            functools.partial(_load_worker, settings),
-            host=settings.host,
+            # A forked worker inherits the keys that were read here, for when it cannot read them itself.
+            functools.partial(_load_worker, settings, prepared.keyring if get_start_method() == "fork" else None),
+            address=address,
             port=settings.port,
             workers=settings.workers,
             threads=settings.threads,
             # Longer than a login may take: what was accepted is answered.
             stop_within_s=settings.wechat_timeout_s + 5,
-            on_listening=lambda: _announce(settings, said),
+            on_listening=lambda: _announce(settings, prepared.said),
         )
 
 
 @command.command()
+@_or_sandbox
 @_plain_errors
-def config() -> None:
+def config(or_sandbox: bool) -> None:
     """Print the settings that are in force, secrets masked."""
-    settings = _settings(or_sandbox=False)
+    settings = _settings(or_sandbox=or_sandbox)
     table = Table("setting", "value", "from")
     for setting in settings.table:
         # As text: a value in square brackets is no markup of rich.
@@ -160,21 +172,25 @@ def _settings(*, or_sandbox: bool) -> Settings:
     return load_settings(os.environ, dotenv=DOTENV, cores=cores, or_sandbox=or_sandbox)
 
 
-def _load_worker(settings: Settings) -> Any:
+def _load_worker(settings: Settings, inherited: Keyring | None) -> Any:
     configure_logging(sys.stderr)
     # The server copies the environment into every WSGI request; our settings have been read, the rest needs no secrets.
     for name in [name for name in os.environ if name.startswith("AUTHSVC_")]:
         del os.environ[name]
-    return build_app(settings)
+    return build_app(settings, inherited=inherited)
 
 
 def _address(settings: Settings) -> str:
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104 - where to reach it
+    host = _EVERYWHERE.get(settings.host, settings.host)
     return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
 
 
-def _announce(settings: Settings, said: list[str]) -> None:
-    lines = [f"authsvc {version('authsvc')} listens on {_address(settings)}, {settings.workers} workers"]
+def _announce(settings: Settings, said: tuple[str, ...]) -> None:
+    everywhere = " (every interface of this machine)" if settings.host in _EVERYWHERE else ""
+    lines = [
+        f"authsvc {version('authsvc')} listens on {settings.host} port {settings.port}{everywhere}, "
+        f"{settings.workers} workers: {_address(settings)}"
+    ]
     if settings.sandbox:
         lines.append(
             f"SANDBOX: WeChat is played by {settings.wechat_url}; whoever can reach that can log in as anyone. "

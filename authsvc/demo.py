@@ -71,10 +71,11 @@ class _Demo:
         audience = json.loads(base64url_decode(payload))["aud"]
         jwks = self._ask("GET", f"{self._service_url}/.well-known/jwks.json", status=200)
         try:
-            claims = Verifier(JwkSet(jwks), Policy(issuer=issuer, audience=audience)).verify(token)
+            policy = Policy(issuer=issuer, audience=audience, typ=("at+jwt", "JWT"))
+            claims = Verifier(JwkSet(jwks), policy).verify(token)
             self._expect(True, f"verified: openid {claims.openid} of app {claims.appid}")
         except TokenError as error:
-            self._expect(False, f"refused: {error.code}")
+            self._expect(False, f"verified, but it was refused as {error.code}")
 
         self._step("A token with one character changed")
         forged = token[:-2] + ("A" if token[-2] != "A" else "B") + token[-1]

@@ -163,8 +163,13 @@ class KeyFolder:
                 folder = os.open(self.path / _KUBERNETES_DATA, flags)
             except FileNotFoundError:
                 folder = os.open(self.path, flags)
-        except OSError:
+        except FileNotFoundError:
             raise KeysError(f"there is no key folder {self.path}; mend: authsvc keys init (make keys)") from None
+        except OSError as error:
+            raise KeysError(
+                f"the key folder {self.path} cannot be opened: {error.strerror}; "
+                "mend: give it, and the way to it, to the user of the service (chown, chmod)"
+            ) from None
         try:
             self._check_folder_mode(folder)
         except KeysError:
@@ -190,9 +195,9 @@ class KeyFolder:
         try:
             descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
         except FileNotFoundError:
-            mend = "authsvc keys init (make keys), or restore it from the backup"
-            if name != MANIFEST:
-                mend = "restore it from the backup of this folder"
+            mend = "restore it from the backup of this folder"
+            if name == MANIFEST:
+                mend += ", or, if this is the first start, authsvc keys init (make keys)"
             raise KeysError(f"{path} is missing; mend: {mend}") from None
         except OSError as error:
             raise KeysError(f"{path} cannot be opened: {error.strerror}") from None
@@ -338,8 +343,9 @@ class KeyFolder:
         return key_id
 
     def _replace_manifest(self, keyset: Keyset) -> None:
+        for left_over in self.path.glob(f"{MANIFEST}.*.tmp"):
+            left_over.unlink()  # of a process that died; we hold the lock
         temporary = f"{MANIFEST}.{os.getpid()}.tmp"
-        (self.path / temporary).unlink(missing_ok=True)  # of a process that died with our number
         try:
             self._create(temporary, dump_manifest(keyset))
             os.replace(self.path / temporary, self.path / MANIFEST)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import io
 import ipaddress
 import re
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from typing import Annotated, Final, Literal
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
+from dotenv.parser import parse_stream
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from authsvc.encoding import NotCanonical, parse_json_object
@@ -203,7 +205,8 @@ class _Loader:
         for name in sorted(_NOT_IN_FORCE.keys() & self._given_names):
             self._warnings.append(f"{PREFIX}{name} has no effect in this version: {_NOT_IN_FORCE[name]}")
         if self._problems:
-            raise SettingsError(self._problems)
+            # With the warnings: a mistyped name is often why something is missing.
+            raise SettingsError([*self._problems, *self._warnings])
         settings = Settings(
             apps=apps,
             sandbox=env.SANDBOX,
@@ -269,11 +272,15 @@ class _Loader:
         if path is None or not path.exists():
             return {}
         try:
-            # No interpolation: a secret may hold a "$".
-            return dict(dotenv_values(path, interpolate=False))
+            text = path.read_text("utf-8")
         except (OSError, ValueError):
             self._problems.append(f"{path} cannot be read")
             return {}
+        # The library passes over what it cannot parse, and says so to nobody who is sure to look.
+        lines = [binding.original.line for binding in parse_stream(io.StringIO(text)) if binding.error]
+        self._problems += [f"{path} line {line} is not NAME=value" for line in lines]
+        # No interpolation: a secret may hold a "$".
+        return dict(dotenv_values(stream=io.StringIO(text), interpolate=False)) if not lines else {}
 
     def _environment(self, given: dict[str, str]) -> Environment:
         try:
@@ -323,7 +330,7 @@ class _Loader:
         env = self._env
         given = {"SECRET", "SECRET_FILE"} & self._given_names
         if len(given) != 1:
-            self._problem("SECRET", "set SECRET or SECRET_FILE" + (", not both" if given else ""))
+            self._problem("SECRET", "or SECRET_FILE has to be set" + (", and not both" if given else ""))
             return None
         secret = env.SECRET or self._file("SECRET_FILE", env.SECRET_FILE)
         if secret and not _SECRET.fullmatch(secret):
@@ -370,10 +377,10 @@ class _Loader:
         if host is None:
             return env.ISSUER
         if env.ISSUER.endswith("/"):
-            self._problem("ISSUER", "has no slash at its end: verifiers compare it letter by letter")
+            self._problem("ISSUER", "must not end in a slash: verifiers compare it letter by letter")
         on_loopback = _is_loopback(host)
         if env.SANDBOX and not on_loopback:
-            self._problem("ISSUER", "of the sandbox is on loopback: its tokens must not look like real ones")
+            self._problem("ISSUER", "must be on loopback with the sandbox: its tokens must not look like real ones")
         elif not env.SANDBOX and (on_loopback or env.ISSUER.startswith("http:")):
             self._warnings.append(
                 f"{PREFIX}ISSUER is {env.ISSUER}: plain http or loopback is for trying things out, not for production"
@@ -420,12 +427,12 @@ class _Loader:
 
     def _table(self, settings: Settings) -> tuple[Setting, ...]:
         in_force = {
-            "APPS": ", ".join(_shown_app(app) for app in settings.apps.values()),
+            "APPS": ", ".join(map(_shown_app, settings.apps.values())) if self._env.APPID is None else None,
             "WECHAT_URL": settings.wechat_url,
             "WECHAT_FALLBACK_URL": settings.wechat_fallback_url,
             "ISSUER": settings.issuer,
             "KEYS": settings.keys.absolute(),
-            "STORE": settings.store_url,
+            "STORE": store_path(settings.store_url),
             "WORKERS": settings.workers,
             "WECHAT_IN_FLIGHT": settings.wechat_in_flight,
         }

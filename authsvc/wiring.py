@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from threading import BoundedSemaphore
 
+import structlog
 from flask import Flask
 
 from authsvc.claims import Policy
@@ -25,9 +27,19 @@ from authsvc.tokens import VerificationKey
 from authsvc.verifier import Verifier
 from authsvc.wechat import WeChatClient, new_session
 
+_log = structlog.get_logger("authsvc.wiring")
 
-def prepare(settings: Settings, *, clock: Clock) -> list[str]:
-    """Once, before any worker: check the keys, bring the store up to date. Says what was done or is worth knowing.
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What there is before the first worker: the keys, and what was done or is worth knowing."""
+
+    keyring: Keyring
+    said: tuple[str, ...]
+
+
+def prepare(settings: Settings, *, clock: Clock) -> Prepared:
+    """Once, before any worker: check the keys, bring the store up to date.
 
     In the sandbox missing keys are made; production keys never are: an issuer whose keys silently changed would
     log everybody out. Raises: KeysError, StoreUnavailable.
@@ -44,15 +56,21 @@ def prepare(settings: Settings, *, clock: Clock) -> list[str]:
     lifetimes = {"token_ttl_s": settings.token_ttl_s, "session_key_ttl_s": settings.session_key_ttl_s}
     if keyring.keyset.with_lifetimes(**lifetimes, now=now) is not keyring.keyset:
         # Before the first token of that life is signed: a later rotation keeps the old key for as long.
-        folder.update(lambda keyset: keyset.with_lifetimes(**lifetimes, now=now))
+        try:
+            folder.update(lambda keyset: keyset.with_lifetimes(**lifetimes, now=now))
+        except KeysError as error:
+            raise KeysError(
+                "AUTHSVC_TOKEN_TTL or AUTHSVC_SESSION_KEY_TTL is longer than the key folder knows, and that cannot be "
+                f"noted: {error}; mend: a shorter one, or start once where the folder can be written"
+            ) from None
         said.append("noted the longer lifetime of tokens or rows in the manifest")
     if keyring.signing_key(now=now).alg != settings.alg:
         said.append(
-            f"the active key signs with {keyring.signing_key(now=now).alg}; "
-            f"AUTHSVC_ALG={settings.alg} counts from the next rotation"
+            f"WARNING: the keys in {folder.path} sign with {keyring.signing_key(now=now).alg}; "
+            f"AUTHSVC_ALG={settings.alg} counts for keys that are still to be made"
         )
     prepare_store(settings.store_url)
-    return said
+    return Prepared(keyring, tuple(said))
 
 
 def init_keys(settings: KeySettings, lifecycle: Lifecycle, *, clock: Clock) -> bool:
@@ -66,10 +84,19 @@ def init_keys(settings: KeySettings, lifecycle: Lifecycle, *, clock: Clock) -> b
     )
 
 
-def build_app(settings: Settings) -> Flask:
-    """The WSGI app of one worker process, with connections of its own."""
+def build_app(settings: Settings, *, inherited: Keyring | None) -> Flask:
+    """The WSGI app of one worker process, with connections of its own.
+
+    A worker that takes the place of a dead one goes on with the `inherited` keys if it cannot read the folder.
+    """
     clock = SystemClock()
-    keyring = KeyFolder(settings.keys, group_read=settings.keys_group_read).load(now=clock.now())
+    try:
+        keyring = KeyFolder(settings.keys, group_read=settings.keys_group_read).load(now=clock.now())
+    except KeysError as error:
+        _log.error("keys_unusable", problem=str(error), going_on_with="the keys from the start of the service")
+        if inherited is None:
+            raise
+        keyring = inherited
     return create_app(build_services(settings, clock=clock, keys=lambda: keyring, store=open_store(settings.store_url)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import secrets
 import time
@@ -43,8 +44,11 @@ def _begin() -> None:
 
 def _end(reply: Response) -> Response:
     reply.headers["X-Request-ID"] = request_id()
-    if _is_logged():
-        _log.info(
+    failed = reply.status_code >= 500
+    if failed or _is_logged():
+        # A failure is said whatever ACCESS_LOG chooses: it is an outage at WeChat, of the store, or of our own.
+        _log.log(
+            logging.WARNING if failed else logging.INFO,
             "request",
             method=request.method if request.method in _METHODS else "(other)",
             # The route and not the path: a client that puts its token into the path must not put it into the log.

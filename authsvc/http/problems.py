@@ -44,7 +44,7 @@ PROBLEMS: Final[dict[str, Problem]] = {
     "store_unavailable": Problem(503, "The login could not be kept", retry_after_s=5, tells_detail=False),
     "keys_unusable": Problem(503, "The service cannot sign", retry_after_s=60, tells_detail=False),
     "overloaded": Problem(503, "Too many logins are under way", retry_after_s=1),
-    "wechat_timeout": Problem(504, "WeChat did not answer in time"),
+    "wechat_timeout": Problem(504, "No answer from WeChat"),
 }
 
 _CODE_OF_STATUS: Final = {
@@ -86,13 +86,11 @@ def _authsvc_error(error: AuthsvcError) -> Response:
     if error.code not in PROBLEMS:
         return _unexpected_error(error)
     members: dict[str, object] = {}
+    note(problem=str(error))
     if isinstance(error, WeChatError):
         note(wechat_errcode=error.errcode, wechat_rid=error.rid)
         if error.errcode is not None:
             members["wechat_errcode"] = error.errcode
-    if not PROBLEMS[error.code].tells_detail or error.code == "wechat_config":
-        # For the operator, who reads logs and not replies.
-        _log.error("operator_needed", code=error.code, problem=str(error))
     return problem_reply(error.code, detail=str(error), **members)
 
 

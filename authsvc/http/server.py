@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import functools
+import ctypes
 import logging
+import os
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
@@ -19,25 +21,45 @@ WSGIApp: TypeAlias = Callable[..., Any]
 
 # A token of 8 KiB and a generous set of headers; more is refused by the server itself.
 _HEADER_BUFFER_BYTES: Final = 65_536
+_PR_SET_PDEATHSIG: Final = 1  # prctl(2)
+
+
+def free_address(host: str, port: int) -> str:
+    """The numeric address of `host`, which granian wants, after a look whether it can be listened on.
+
+    Raises: CannotListen.
+    """
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
+            0
+        ]
+        # granian sets SO_REUSEPORT: without this look a second service would share the port and take half the requests.
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise CannotListen(
+            f"cannot listen on {host} port {port}: {error.strerror}; mend: set AUTHSVC_HOST or AUTHSVC_PORT"
+        ) from None
+    return str(address[0])
 
 
 def serve(
     load_app: Callable[[], WSGIApp],
     *,
-    host: str,
+    address: str,
     port: int,
     workers: int,
     threads: int,
     stop_within_s: int,
     on_listening: Callable[[], None],
 ) -> None:
-    """Serve until SIGINT or SIGTERM. `load_app` runs once in each worker process. A worker that has not answered what
-    it accepted `stop_within_s` seconds after the signal is killed.
+    """Serve on an address of `free_address` until SIGINT or SIGTERM. `load_app` runs once in each worker process.
 
-    Raises: CannotListen before anything is started.
+    A worker that has not answered what it accepted `stop_within_s` seconds after the signal is killed.
     """
-    address = _free_address(host, port)
     logging.getLogger("_granian").addFilter(_is_news)
+    os.register_at_fork(before=_hold_sigterm, after_in_parent=_release_sigterm, after_in_child=_begin_worker)
     server = Server(
         target="authsvc",
         address=address,
@@ -56,29 +78,28 @@ def serve(
         log_dictconfig={"formatters": {}, "handlers": {}, "loggers": {"_granian": {"propagate": True}}},
     )
     server.on_startup(on_listening)
-    server.serve(target_loader=functools.partial(_load_in_worker, load_app), wrap_loader=False)
+    server.serve(target_loader=load_app, wrap_loader=False)
 
 
-def _load_in_worker(load_app: Callable[[], WSGIApp]) -> WSGIApp:
+def _hold_sigterm() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+
+def _release_sigterm() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+
+def _begin_worker() -> None:
+    """The first thing in a new worker process."""
+    # Until granian has handlers of its own, those of the main process would swallow the signal that ends the worker.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _release_sigterm()
     # Ctrl-C reaches every process of the terminal, and the main process then sends the workers SIGTERM. granian's
     # workers hang when the second signal meets the handler of the first, so they get to see the SIGTERM alone.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    return load_app()
-
-
-def _free_address(host: str, port: int) -> str:
-    """The numeric address of `host`, which granian wants, after a look whether it can be listened on."""
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
-            0
-        ]
-        # granian sets SO_REUSEPORT: without this look a second service would share the port and take half the requests.
-        with socket.socket(family, kind) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except OSError as error:
-        raise CannotListen(f"cannot listen on {host} port {port}: {error.strerror}") from None
-    return str(address[0])
+    if sys.platform == "linux":
+        # If the main process is killed, nobody would be left to stop this one, and it would keep the port.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _is_news(record: logging.LogRecord) -> bool:

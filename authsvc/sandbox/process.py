@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -55,9 +57,16 @@ class SandboxProcess:
                 pipe.close()
 
 
-def write_addresses(path: Path, *, service: str, sandbox: str) -> None:
-    """Leave a note of where both answer, for `make demo`."""
-    path.write_text(json.dumps({"service": service, "sandbox": sandbox}) + "\n", "utf-8")
+@contextmanager
+def noted_addresses(path: Path, addresses: Mapping[str, str]) -> Iterator[None]:
+    """Leave a note of where service and sandbox answer, for `make demo`, and take it away again if it is still ours."""
+    note = json.dumps(addresses) + "\n"
+    path.write_text(note, "utf-8")
+    try:
+        yield
+    finally:
+        if path.exists() and path.read_text("utf-8") == note:
+            path.unlink()
 
 
 def read_addresses(path: Path) -> dict[str, str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
-from authsvc.errors import SettingsError
+from authsvc.errors import SettingsError, StoreUnavailable
 from authsvc.store.sql import SqlStore
 from authsvc.store.sqlite import SqliteFile, sqlite_engine
 
@@ -38,11 +38,14 @@ def prepare_store(url: str) -> None:
     # Not above: Alembic takes a third of a second and 10 MB, and the workers have no use for it.
     from authsvc.store.migrate import upgrade
 
-    file = SqliteFile(store_path(url))
-    file.create()
+    path = store_path(url)
+    file = SqliteFile(path)
     engine = sqlite_engine(file)
     try:
+        file.create()
         upgrade(engine)
+    except StoreUnavailable as error:
+        raise StoreUnavailable(f"the side store {path} cannot be used: {error}") from None
     finally:
         engine.dispose()
 

@@ -55,7 +55,7 @@ class Store(Protocol):
         """Set the state of a known user; False if there is no such user."""
 
     def ping(self) -> None:
-        """Return if a read works now."""
+        """Return if a write works now; changes nothing."""
 
     def close(self) -> None:
         """Let go of every connection; the store is not used afterwards."""

@@ -164,9 +164,9 @@ class SqlStore:
             return bool(cursor.rowcount)
 
     def ping(self) -> None:
-        with self._connection() as connection, _cursor(connection) as cursor:
-            self._user.run(cursor, {"appid_": "", "openid_": ""})
-            cursor.fetchall()
+        # Nobody has this name; but a store that is locked, full or read-only says so.
+        with self._connection() as connection, self._written(connection) as cursor:
+            self._set_state.run(cursor, {"appid_": "", "openid_": "", "state_": STATE_ACTIVE})
 
     def close(self) -> None:
         self._engine.dispose()

@@ -23,6 +23,8 @@ from authsvc.errors import StoreUnavailable
 _CONNECTION_WAIT_S: Final = 1.0
 _LOCK_WAIT_S: Final = 2.0
 
+_HEADER: Final = b"SQLite format 3\0"
+
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 
 
@@ -49,11 +51,27 @@ class SqliteFile:
             # SQLite would make it 0644, and gives its -wal and -shm the mode it finds.
             file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         except FileExistsError:
+            self._check_header()
             return
         except OSError as error:
             raise StoreUnavailable(f"cannot make {self._path}: {error.strerror}") from None
         os.fchmod(file, 0o600)  # whatever the umask
         os.close(file)
+
+    def _check_header(self) -> None:
+        if not self._path.is_file():
+            raise StoreUnavailable(f"{self._path} is not a file; give AUTHSVC_STORE another path")
+        # SQLite would find out too, and take away the -wal and -shm of a damaged database, which may still be rescued.
+        # Reading it here is safe: this process has no connection yet whose locks closing the file could drop.
+        try:
+            with self._path.open("rb") as file:
+                start = file.read(len(_HEADER))
+        except OSError as error:
+            raise StoreUnavailable(f"it cannot be read: {error.strerror}") from None
+        if start not in (b"", _HEADER):
+            raise StoreUnavailable(
+                "it is no SQLite database, or a damaged one; copy it and its -wal before anything else"
+            )
 
     def connect(self) -> _Connection:
         """Open the file. It is never opened by other means: closing it would drop SQLite's locks (POSIX).

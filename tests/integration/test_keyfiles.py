@@ -143,6 +143,11 @@ def _foreign_pem(_: Path) -> bytes:
 
 BREAKS: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "no folder": (lambda f: f.rename(f.with_name("away")), "keys", "authsvc keys init"),
+    "a file in its place": (
+        lambda f: f.rename(f.with_name("away")).with_name("keys").write_bytes(b""),
+        "keys",
+        "chown",
+    ),
     "no manifest": (lambda f: (f / MANIFEST).unlink(), MANIFEST, "restore"),
     "an empty manifest": (lambda f: (f / MANIFEST).write_bytes(b""), MANIFEST, "restore"),
     "a cut manifest": (lambda f: (f / MANIFEST).write_bytes((f / MANIFEST).read_bytes()[:99]), MANIFEST, "restore"),

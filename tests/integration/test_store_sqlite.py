@@ -153,7 +153,7 @@ def test_a_folder_is_not_taken_for_a_database(tmp_path: Path) -> None:
 def test_a_file_that_is_no_database_is_left_as_it_is(path: Path, url: str) -> None:
     path.write_bytes(b"somebody's notes\n" * 100)
     path.chmod(0o644)
-    with pytest.raises(StoreUnavailable, match="SQLITE_NOTADB"):
+    with pytest.raises(StoreUnavailable, match="no SQLite database"):
         prepare_store(url)
     assert path.read_bytes() == b"somebody's notes\n" * 100
     assert mode(path) == 0o644

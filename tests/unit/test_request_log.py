@@ -79,13 +79,14 @@ def test_a_refused_login_says_wechats_errcode_and_rid(log: io.StringIO) -> None:
     assert "user" not in line
 
 
-def test_what_only_an_operator_can_mend_is_a_line_of_its_own_at_level_error(log: io.StringIO) -> None:
-    service = FakeService()
+@pytest.mark.parametrize("access_log", ["all", "login", "none"])
+def test_a_failure_says_its_problem_in_a_warning_whatever_the_operator_chose(log: io.StringIO, access_log: Any) -> None:
+    service = FakeService(access_log=access_log)
     service.wechat.answer = errors.WeChatMisconfigured("WeChat does not accept the app secret", errcode=40125)
     service.client().post("/login", json={"code": CODE})
-    (line,) = [line for line in _lines(log) if line["event"] == "operator_needed"]
-    assert (line["level"], line["code"]) == ("error", "wechat_config")
-    assert "secret" in line["problem"]
+    (line,) = _requests(log)
+    assert (line["level"], line["outcome"], line["appid"]) == ("warning", "wechat_config", APPID)
+    assert line["problem"] == "WeChat does not accept the app secret"
 
 
 @pytest.mark.parametrize("path", ["/checklogin/TOKENMARKER", "/TOKENMARKER", "/login/TOKENMARKER"])

@@ -157,7 +157,7 @@ def test_a_secret_file_that_is_missing_empty_or_doubled_is_named(tmp_path: Path)
     without = {name: value for name, value in REAL.items() if name != "AUTHSVC_SECRET"}
     assert "that cannot be read" in _problems(without | {"AUTHSVC_SECRET_FILE": str(tmp_path / "none")})
     assert "that is empty" in _problems(without | {"AUTHSVC_SECRET_FILE": str(tmp_path / "empty")})
-    assert "not both" in _problems(REAL | {"AUTHSVC_SECRET_FILE": str(tmp_path / "empty")})
+    assert "and not both" in _problems(REAL | {"AUTHSVC_SECRET_FILE": str(tmp_path / "empty")})
     assert "AUTHSVC_SECRET" in _problems(without)
 
 
@@ -211,6 +211,21 @@ def test_dotenv_fills_in_what_the_environment_leaves_open(tmp_path: Path) -> Non
     assert origins["AUTHSVC_PORT"] == "environment"
     assert origins["AUTHSVC_AUDIENCE"] == ".env"
     assert origins["AUTHSVC_ALG"] == "default"
+
+
+def test_a_line_of_dotenv_that_is_no_setting_is_a_problem_and_not_passed_over(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("AUTHSVC_PORT=3100\nAUTHSVC_TOKEN_TTL 900 SECRETMARKER\n")
+    with pytest.raises(SettingsError) as refused:
+        _load(REAL, dotenv=tmp_path / ".env")
+    assert "line 2" in str(refused.value)
+    assert "SECRETMARKER" not in str(refused.value)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(SettingsError, match="cannot be read"):
+        _load(REAL, dotenv=tmp_path / "folder")
+
+
+def test_a_mistyped_name_is_said_beside_what_is_missing_for_it() -> None:
+    assert "did you mean AUTHSVC_APPID?" in _problems({"AUTHSVC_APPPID": "wx1", "AUTHSVC_ISSUER": "https://a.example"})
 
 
 def test_a_mistyped_name_is_said_with_the_one_that_was_meant() -> None:
