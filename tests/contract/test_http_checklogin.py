@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -95,6 +96,19 @@ def test_a_forged_token_is_invalid_and_a_late_one_expired() -> None:
     assert _reason(f"/checklogin?token={forged}") == "invalid"
     assert _reason(f"/checklogin?token={TOKEN}", now=NOW + 7199) == "ok"
     assert _reason(f"/checklogin?token={TOKEN}", now=NOW + 7200) == "expired"
+
+
+def test_a_genuine_token_under_a_revoked_key_is_told_so_and_the_key_is_in_no_jwks() -> None:
+    ring = keyring()
+    active, standby, *others = ring.keyset.keys
+    revoked = replace(active, revoked_at=NOW, reason="compromised")
+    keyset = replace(ring.keyset, keys=(revoked, replace(standby, activate_at=NOW), *others))
+    client = FakeService(ring=replace(ring, keyset=keyset)).client()
+    assert client.get(f"/checklogin?token={TOKEN}").get_json() == {"is_login": False, "reason": "revoked"}
+    forged = TOKEN[:-8] + "AAAAAAA" + TOKEN[-1]
+    assert client.get(f"/checklogin?token={forged}").get_json() == {"is_login": False, "reason": "invalid"}
+    published = [key["kid"] for key in client.get("/.well-known/jwks.json").get_json()["keys"]]
+    assert published == [standby.id]
 
 
 class _NoStore:

@@ -168,6 +168,24 @@ def test_the_answers_of_the_real_server_are_those_of_the_contract(production: Se
     assert (chunked.status_code, chunked.json()["code"]) == (413, "payload_too_large")
 
 
+def test_what_the_real_server_refuses_is_a_problem_with_its_code(production: Service) -> None:
+    login, json_type = f"{production.url}/login", {"Content-Type": "application/json"}
+    refused = [
+        (400, "bad_request", requests.post(login, data=b"{}", headers=json_type, timeout=10)),
+        (400, "bad_request", requests.post(login, json={"code": "the code is a mock one"}, timeout=10)),
+        (401, "code_invalid", requests.post(login, json={"code": "never-minted"}, timeout=10)),
+        (404, "not_found", requests.get(f"{production.url}/logout", timeout=10)),
+        (405, "method_not_allowed", requests.get(login, timeout=10)),
+        (413, "payload_too_large", requests.post(login, data=b" " * 5000, headers=json_type, timeout=10)),
+        (415, "unsupported_media_type", requests.post(login, data=b"x", headers={"Content-Type": "a/b"}, timeout=10)),
+    ]
+    for status, code, reply in refused:
+        assert (reply.status_code, reply.json()["code"]) == (status, code)
+        assert reply.headers["Content-Type"] == "application/problem+json"
+        assert reply.json()["request_id"] == reply.headers["X-Request-ID"]
+        assert ("WWW-Authenticate" in reply.headers) is (status == 401)
+
+
 def _raw(it: Service, method: str, path: str, headers: list[tuple[str, str]]) -> dict[str, Any]:
     """A request with the same header twice, which requests cannot send."""
     host = it.url.removeprefix("http://")
