@@ -178,6 +178,11 @@ class KeyFolder:
         return folder
 
     def _check_folder_mode(self, folder: int) -> None:
+        try:
+            # First: in a bare clone the folder is there, open to all and empty, and its mode is not what is amiss.
+            os.stat(MANIFEST, dir_fd=folder)
+        except FileNotFoundError:
+            raise self._missing(MANIFEST) from None
         found = os.fstat(folder)
         if found.st_uid not in (os.geteuid(), 0):
             raise KeysError(f"{self.path} belongs to another user; mend: chown it to the user of the service")
@@ -195,10 +200,7 @@ class KeyFolder:
         try:
             descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
         except FileNotFoundError:
-            mend = "restore it from the backup of this folder"
-            if name == MANIFEST:
-                mend += ", or, if this is the first start, authsvc keys init (make keys)"
-            raise KeysError(f"{path} is missing; mend: {mend}") from None
+            raise self._missing(name) from None
         except OSError as error:
             raise KeysError(f"{path} cannot be opened: {error.strerror}") from None
         with os.fdopen(descriptor, "rb") as file:
@@ -215,6 +217,12 @@ class KeyFolder:
         if len(data) > limit:
             raise KeysError(f"{path} is larger than any file that authsvc writes")
         return data
+
+    def _missing(self, name: str) -> KeysError:
+        mend = "restore it from the backup of this folder"
+        if name == MANIFEST:
+            mend = f"authsvc keys init (make keys) if this is the first start, else {mend}"
+        return KeysError(f"{self.path / name} is missing; mend: {mend}")
 
     def _parse(self, data: bytes) -> Keyset:
         try:

@@ -178,6 +178,14 @@ def test_a_folder_that_cannot_be_trusted_is_refused_naming_file_and_mend(folder:
     assert "MARKER" not in str(refused.value)
 
 
+def test_in_a_bare_clone_the_way_to_the_first_keys_is_shown(tmp_path: Path) -> None:
+    (tmp_path / "keys").mkdir(mode=0o755)
+    (tmp_path / "keys" / "README.md").touch()
+    with pytest.raises(KeysError, match="make keys") as refused:
+        KeyFolder(tmp_path / "keys").load(now=NOW)
+    assert "chmod" not in str(refused.value)
+
+
 def test_a_private_part_behind_a_link_is_refused(folder: Path) -> None:
     part = _part_of_active(folder)
     part.rename(folder.with_name("elsewhere"))
