@@ -132,6 +132,12 @@ def test_a_second_run_that_cannot_start_leaves_the_first_ones_demo_alone(tmp_pat
     assert not (tmp_path / ".sandbox" / "addresses.json").exists()
 
 
+def test_a_run_that_ends_leaves_the_demo_of_a_later_one_alone(tmp_path: Path) -> None:
+    with _sandboxed(tmp_path, free_port()) as earlier, _sandboxed(tmp_path, free_port()):
+        assert earlier.stop() == 0
+        assert authsvc("demo", cwd=tmp_path).returncode == 0
+
+
 def test_the_demo_goes_through_with_the_type_for_old_libraries(tmp_path: Path) -> None:
     with _sandboxed(tmp_path, free_port(), TYP="JWT"):
         done = authsvc("demo", cwd=tmp_path)
