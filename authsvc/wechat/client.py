@@ -28,7 +28,7 @@ from authsvc.errors import (
     WeChatTimeout,
 )
 from authsvc.wechat.errcodes import error_of
-from authsvc.wechat.transport import Answer, BrokenAnswer, NoAnswer, NotConnected, get
+from authsvc.wechat.transport import Answer, BrokenAnswer, NoAnswer, NotConnected, forget_connections, get
 
 # WeChat DevTools hands this out, to the letter, when it has no appid to log in with.
 _MOCK_CODE: Final = "the code is a mock one"
@@ -149,7 +149,11 @@ class WeChatClient:
             raise WeChatTimeout(str(error)) from None
         except BrokenAnswer as error:
             raise WeChatBadReply(str(error)) from None
-        return _parse(answer)
+        try:
+            return _parse(answer)
+        except WeChatBadReply:
+            forget_connections(self._session)
+            raise
 
 
 class _NoConnection(WeChatTimeout):

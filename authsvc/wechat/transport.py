@@ -95,6 +95,12 @@ def get(session: requests.Session, url: str, query: Mapping[str, str], *, timeou
         response.close()
 
 
+def forget_connections(session: requests.Session) -> None:
+    """Close what is kept open: after an answer that is none, the right one may still come on that connection."""
+    for adapter in session.adapters.values():
+        adapter.close()
+
+
 def _read_body(response: requests.Response) -> bytes:
     body = b""
     try:

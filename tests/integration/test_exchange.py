@@ -161,18 +161,13 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-class _TLSServer:
-    """Plays one script to every connection."""
+class _Upstream:
+    """Listens on loopback and plays its part to every connection, each in a thread of its own."""
 
-    def __init__(self, certificate: Path | None, script: bytes, *, drips: bytes = b"", breaks: bool = False) -> None:
+    def __init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
-        self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) if certificate else None
-        if self._tls and certificate:
-            self._tls.load_cert_chain(certificate)
-        self._script = script
-        self._drips = drips
-        self._breaks = breaks
+        self.url = f"http://127.0.0.1:{self.port}"
         self.connections = 0
         threading.Thread(target=self._serve, daemon=True).start()
 
@@ -182,11 +177,27 @@ class _TLSServer:
     def _serve(self) -> None:
         while True:
             try:
-                raw, _ = self._listener.accept()
+                peer, _ = self._listener.accept()
             except OSError:
                 return
             self.connections += 1
-            threading.Thread(target=self._play, args=(raw,), daemon=True).start()
+            threading.Thread(target=self._play, args=(peer,), daemon=True).start()
+
+    def _play(self, raw: socket.socket) -> None:
+        raise AssertionError("each upstream has a part of its own")
+
+
+class _TLSServer(_Upstream):
+    """Plays one script to every connection."""
+
+    def __init__(self, certificate: Path | None, script: bytes, *, drips: bytes = b"", breaks: bool = False) -> None:
+        self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) if certificate else None
+        if self._tls and certificate:
+            self._tls.load_cert_chain(certificate)
+        self._script = script
+        self._drips = drips
+        self._breaks = breaks
+        super().__init__()
 
     def _play(self, raw: socket.socket) -> None:
         wrap = functools.partial(self._tls.wrap_socket, server_side=True) if self._tls else contextlib.nullcontext
@@ -275,28 +286,15 @@ def test_name_resolution_that_hangs_ends_at_the_deadline_and_in_one_thread(slow_
 # ---- an upstream that keeps the connection and says more, or says it later ----
 
 
-class _LateServer:
+class _LateServer(_Upstream):
     """Answers each request with `first` and, a moment later, with the login of the code that was asked for."""
 
     def __init__(self, first: bytes) -> None:
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self._first = first
-        threading.Thread(target=self._serve, daemon=True).start()
+        super().__init__()
 
-    def close(self) -> None:
-        self._listener.close()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                peer, _ = self._listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._play, args=(peer,), daemon=True).start()
-
-    def _play(self, peer: socket.socket) -> None:
-        with contextlib.suppress(OSError), peer:
+    def _play(self, raw: socket.socket) -> None:
+        with contextlib.suppress(OSError), raw as peer:
             while asked := peer.recv(65_536):
                 code = asked.split(b"js_code=")[1].split(b"&")[0].split(b" ")[0]
                 body = b'{"openid": "openid-of-%s", "session_key": "tiihtNczf5v6AKRyjwEUhQ=="}' % code
@@ -313,6 +311,8 @@ FIRSTS = {
     "not modified": b"HTTP/1.1 304 Not Modified\r\n\r\n",
     "an empty 500": b"HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n",
     "a whole 500": b"HTTP/1.1 500 Oops\r\nContent-Length: 2\r\n\r\n{}",
+    "an empty chunked 200": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "a 200 that is no answer": b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}",
     "an empty 200": b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
 }
 
