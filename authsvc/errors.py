@@ -160,6 +160,12 @@ class KeysError(AuthsvcError):
     code = "keys_unusable"
 
 
+class KeysConflict(KeysError):
+    """Another command is changing the key folder, or has just done so. This one changed nothing."""
+
+    code = "keys_conflict"
+
+
 class SealBroken(AuthsvcError):
     """A sealed value does not open: another row, another key, another expiry, or changed bytes."""
 

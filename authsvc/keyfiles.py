@@ -1,42 +1,46 @@
 """The key folder on disk: one manifest that is only ever replaced whole, one file for each private part.
 
-Write order: private parts first (new files, never rewritten), then the manifest, by one rename. So a crash at any
-instant leaves the old state or the new one, and at worst files that no manifest names.
+Write order: the journal, private parts (new files, never rewritten), then the manifest, by one rename; then what has
+ended is removed, and the journal last. So a crash at any instant leaves the old state or the new one, and the next
+command clears away whatever the journal names and the manifest does not.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import hmac
+import json
 import os
 import stat
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePrivateKey, generate_private_key
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
-from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key as generate_rsa_key
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
-
-from authsvc.encoding import base64_decode, base64_encode
-from authsvc.errors import KeysError
-from authsvc.jwk import RSA_EXPONENT, RSA_MIN_BITS, PrivateKey, PublicJwk, public_jwk
+from authsvc import durable
+from authsvc.encoding import canonical_json
+from authsvc.errors import KeysConflict, KeysError
+from authsvc.jwk import PrivateKey, PublicJwk, public_jwk
+from authsvc.keyparts import (
+    BadPart,
+    PartInClear,
+    PassphraseNeeded,
+    dump_secret_key,
+    dump_signing_key,
+    generate_key,
+    parse_secret_key,
+    parse_signing_key,
+    secret_key_id,
+)
 from authsvc.keyring import Keyring
-from authsvc.keyset import KeyRecord, Keyset, Kind, Lifecycle, Purpose, State, dump_manifest, new_keyset, parse_manifest
+from authsvc.keyset import KeyRecord, Keyset, Kind, Lifecycle, Purpose, new_keyset, secret_record, signing_record
+from authsvc.manifest import dump_manifest, parse_manifest
+from authsvc.rotation import NewKeys, renewed_parts
 from authsvc.sealing import KEY_BYTES
 
 MANIFEST: Final = "keyset.json"
 
 _LOCK: Final = ".lock"
-_INIT_MARK: Final = (
-    ".init"  # stands while `init` works: files without a manifest are then leftovers, not a lost manifest
-)
+_JOURNAL: Final = ".journal"
 _KUBERNETES_DATA: Final = "..data"  # a Secret volume is swapped by renaming this symlink
 
 _PARTS: Final = ("sign-", "seal-", "index-")
@@ -45,35 +49,105 @@ _BESIDE_KEYS: Final = ("README.md", ".gitignore", ".gitkeep", "lost+found")  # w
 _MAX_MANIFEST_BYTES: Final = 1 << 20
 _MAX_KEY_BYTES: Final = 1 << 16
 _LOCK_WAIT_S: Final = 5.0
-_READ_ATTEMPTS: Final = 3
+_READ_ATTEMPTS: Final = 20
 
-_LIVE: Final = (State.PENDING, State.ACTIVE)
-_OPENS: Final = (State.PENDING, State.ACTIVE, State.RETIRING)
+Transition: TypeAlias = Callable[[Keyset, NewKeys], Keyset]
+"""One of `rotation`, with everything but keyset and new keys filled in."""
 
 
-def generate_key(alg: str) -> PrivateKey:
-    """A fresh private key for one of jwk.ALGORITHMS."""
-    match alg:
-        case "ES256":
-            return generate_private_key(SECP256R1())
-        case "EdDSA":
-            return Ed25519PrivateKey.generate()
-        case "RS256":
-            return generate_rsa_key(public_exponent=RSA_EXPONENT, key_size=RSA_MIN_BITS)
-        case _:
-            raise KeysError(f"{alg} is not an algorithm we sign with")
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a command did: the manifest before and after; the same one if there was nothing to do."""
+
+    before: Keyset
+    after: Keyset
+
+    @property
+    def is_one(self) -> bool:
+        return self.after != self.before
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """A look at the folder that goes on where `load` stops."""
+
+    keyset: Keyset
+    problems: tuple[str, ...]  # each names the file and the mend
+    strays: tuple[str, ...]  # private parts that the manifest does not name
 
 
 class KeyFolder:
     """The folder that holds the keys. With `group_read` others of the group may read, and nothing is written:
-    the form that a Kubernetes Secret has."""
+    the form that a Kubernetes Secret has. With a passphrase every private part is encrypted under it."""
 
-    def __init__(self, path: Path, *, group_read: bool = False) -> None:
+    def __init__(self, path: Path, *, group_read: bool = False, passphrase: str | None = None) -> None:
         self.path = path.absolute()
         self._group_read = group_read
+        self._passphrase = passphrase
+
+    @property
+    def is_read_only(self) -> bool:
+        return self._group_read
 
     def is_initialised(self) -> bool:
         return (self.path / MANIFEST).exists()
+
+    def version(self) -> tuple[int, int, int, int] | None:
+        """Another value whenever the manifest is another one (stat(2)); None if there is none. Follows symlinks, so
+        it sees the swap of a Kubernetes Secret too."""
+        try:
+            found = os.stat(self.path / MANIFEST)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
+
+    # ---- reading ----
+
+    def load(self, *, now: int, known: Keyring | None = None) -> Keyring:
+        """Read and check everything; whole or not at all. Private parts that `known` has are not read again.
+
+        Raises: KeysError, naming the file and the mend, for a missing or broken manifest, loose permissions, a
+        private part that is missing or another's, a clock that is behind the manifest.
+        """
+        for attempt in range(1, _READ_ATTEMPTS + 1):
+            # One descriptor for the whole read: two opens by path could see two generations of a swapped folder.
+            folder = self._open_folder()
+            try:
+                data = self._read(folder, MANIFEST, _MAX_MANIFEST_BYTES)
+                try:
+                    return self._load_from(folder, data, now=now, known=known)
+                except KeysError:
+                    # A writer may have replaced the manifest and destroyed old parts since we read it.
+                    if attempt == _READ_ATTEMPTS or self._manifest_is(data):
+                        raise
+            finally:
+                os.close(folder)
+        raise AssertionError("the loop returns or raises")
+
+    def keyset(self) -> Keyset:
+        """The manifest alone. Raises: KeysError."""
+        with self._opened() as folder:
+            return self._parse(self._read(folder, MANIFEST, _MAX_MANIFEST_BYTES))
+
+    def inspect(self, *, now: int) -> Inspection:
+        """Everything that is wrong with the folder, not just the first thing.
+
+        Raises: KeysError if there is no manifest that can be read.
+        """
+        problems: list[str] = []
+        with self._opened(problems) as folder:
+            keyset = self._parse(self._read(folder, MANIFEST, _MAX_MANIFEST_BYTES, problems))
+            for record in keyset.keys:
+                try:
+                    if record.needs_part(now=now):
+                        self._parse_part(self._read(folder, record.file, _MAX_KEY_BYTES, problems), record)
+                except KeysError as error:
+                    problems.append(str(error))
+            named = {record.file for record in keyset.keys}
+            strays = sorted(n for n in os.listdir(folder) if n.startswith(_PARTS) and n not in named)
+        return Inspection(keyset, tuple(problems), tuple(strays))
+
+    # ---- writing ----
 
     def init(
         self,
@@ -89,74 +163,112 @@ class KeyFolder:
 
         Raises: KeysError if the folder cannot be written, or holds private parts whose manifest is lost.
         """
-        with self._writing():
+        if self.is_initialised():
+            return False
+        with self._nothing_changed():
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with self._locked():
+        with self._locked(_LOCK_WAIT_S):
+            with self._nothing_changed():
                 if self.is_initialised():
-                    (self.path / _INIT_MARK).unlink(missing_ok=True)
                     return False
                 self._check_is_ours_alone()
                 # A bare clone brings the folder, for its runbook, with the modes that everything has.
                 self.path.chmod(0o700)
-                self._clear_leftovers()
-                self._create(_INIT_MARK, b"")
-                active, standby = (self._create_signing_key(alg, generate) for _ in range(2))
+                self._finish_interrupted(named=())
+                self._check_no_parts()
+                new = _Maker(random_bytes, generate, self._passphrase)
                 keyset = new_keyset(
                     purpose=purpose,
                     lifecycle=lifecycle,
-                    active=active,
-                    standby=standby,
-                    sealing_id=self._create_secret_key(Kind.SEALING, random_bytes),
-                    index_id=self._create_secret_key(Kind.INDEX, random_bytes),
+                    active=new.signing(alg),
+                    standby=new.signing(alg),
+                    sealing_id=new.secret(Kind.SEALING),
+                    index_id=new.secret(Kind.INDEX),
                     now=now,
                 )
-                self._replace_manifest(keyset)
-                (self.path / _INIT_MARK).unlink()
-                self.load(now=now)  # what was written is what can be read
-                return True
+            self._commit(keyset, new.parts, ended=())
+        return True
 
-    def load(self, *, now: int) -> Keyring:
-        """Read and check everything; whole or not at all.
+    def change(
+        self,
+        transition: Transition,
+        *,
+        now: int,
+        random_bytes: Callable[[int], bytes],
+        generate: Callable[[str], PrivateKey] = generate_key,
+        expected_generation: int | None = None,
+        wait_s: float = _LOCK_WAIT_S,
+    ) -> Change:
+        """Replace the manifest by what `transition` makes of it, decided under the lock, and destroy what has ended.
 
-        Raises: KeysError, naming the file and the mend, for a missing or broken manifest, loose permissions, a
-        private part that is missing or another's, a clock that is behind the manifest.
+        Raises: KeysConflict if somebody else holds the lock for `wait_s` seconds, or the generation is not the
+        expected one; KeysError if the folder cannot be used or written, or the clock is behind. Nothing is changed.
         """
-        for attempt in range(1, _READ_ATTEMPTS + 1):
-            # One descriptor for the whole read: two opens by path could see two generations of a swapped folder.
-            folder = self._open_folder()
-            try:
-                data = self._read(folder, MANIFEST, _MAX_MANIFEST_BYTES)
-                try:
-                    return self._load_from(folder, data, now=now)
-                except KeysError:
-                    # A writer may have replaced the manifest and destroyed old parts since we read it.
-                    if attempt == _READ_ATTEMPTS or self._manifest_is(data):
-                        raise
-            finally:
-                os.close(folder)
-        raise AssertionError("the loop returns or raises")
-
-    def update(self, change: Callable[[Keyset], Keyset]) -> Keyset:
-        """Replace the manifest by what `change` makes of it, decided under the lock. Returns the one in force.
-
-        Raises: KeysError if the folder cannot be written; nothing is changed then.
-        """
-        if self._group_read:
-            raise KeysError(f"{self.path} is read-only here (AUTHSVC_KEYS_GROUP_READ)")
-        with self._writing(), self._locked():
-            folder = self._open_folder()
-            try:
-                before = self._parse(self._read(folder, MANIFEST, _MAX_MANIFEST_BYTES))
-            finally:
-                os.close(folder)
-            after = change(before)
+        self.keyset()  # before a lock is put into a folder that is none of ours
+        with self._locked(wait_s):
+            with self._nothing_changed():
+                before = self.keyset()
+                self._check_clock(before, now=now)
+                if expected_generation not in (None, before.generation):
+                    raise KeysConflict(
+                        f"another command has just changed {self.path} (generation {expected_generation} is now "
+                        f"{before.generation}); nothing was changed by this one; make keys-status shows what there is"
+                    )
+                self._finish_interrupted(named=[record.file for record in before.keys])
+                # First: a record must not be forgotten while its private part is there.
+                self._destroy(_ended_parts(before, now=now))
+                new = _Maker(random_bytes, generate, self._passphrase)
+                after = transition(before, new)
             if after != before:
-                self._replace_manifest(after)
-            return after
+                replaced = {r.file for r in before.keys} - {r.file for r in after.keys}
+                self._commit(after, new.parts, ended=[*replaced, *_ended_parts(after, now=now)])
+            return Change(before, after)
 
-    # ---- reading ----
+    def plan(
+        self,
+        transition: Transition,
+        *,
+        now: int,
+        random_bytes: Callable[[int], bytes],
+        generate: Callable[[str], PrivateKey] = generate_key,
+    ) -> Change:
+        """What `change` would do; the ids of new keys are made up. Raises: KeysError."""
+        before = self.keyset()
+        self._check_clock(before, now=now)
+        return Change(before, transition(before, _Maker(random_bytes, generate, self._passphrase)))
 
-    def _open_folder(self) -> int:
+    def change_passphrase(
+        self, passphrase: str | None, *, now: int, random_bytes: Callable[[int], bytes]
+    ) -> tuple[KeyFolder, Change]:
+        """Write every private part anew under another passphrase, or in clear: new files, the manifest, then the old
+        files go. Returns the folder as it is to be opened from now on. Raises: KeysError, KeysConflict."""
+        other = KeyFolder(self.path, passphrase=passphrase)
+        with self._locked(_LOCK_WAIT_S):
+            with self._nothing_changed():
+                ring = self.load(now=now)
+                before = ring.keyset
+                self._finish_interrupted(named=[record.file for record in before.keys])
+                self._destroy(_ended_parts(before, now=now))
+                after = renewed_parts(before, now=now)
+                new = _Maker(random_bytes, generate_key, passphrase)
+                for record in after.keys:
+                    key = ring.private_keys.get(record.id) or ring.secret_keys.get(record.id)
+                    if key is not None:
+                        new.put(record, key)
+            other._commit(after, new.parts, ended={r.file for r in before.keys} - {r.file for r in after.keys})
+        return other, Change(before, after)
+
+    # ---- reading, step by step ----
+
+    @contextmanager
+    def _opened(self, problems: list[str] | None = None) -> Iterator[int]:
+        folder = self._open_folder(problems)
+        try:
+            yield folder
+        finally:
+            os.close(folder)
+
+    def _open_folder(self, problems: list[str] | None = None) -> int:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         try:
             try:
@@ -171,13 +283,13 @@ class KeyFolder:
                 "mend: give it, and the way to it, to the user of the service (chown, chmod)"
             ) from None
         try:
-            self._check_folder_mode(folder)
+            self._check_folder_mode(folder, problems)
         except KeysError:
             os.close(folder)
             raise
         return folder
 
-    def _check_folder_mode(self, folder: int) -> None:
+    def _check_folder_mode(self, folder: int, problems: list[str] | None) -> None:
         try:
             # First: in a bare clone the folder is there, open to all and empty, and its mode is not what is amiss.
             os.stat(MANIFEST, dir_fd=folder)
@@ -185,17 +297,17 @@ class KeyFolder:
             raise self._missing(MANIFEST) from None
         found = os.fstat(folder)
         if found.st_uid not in (os.geteuid(), 0):
-            raise KeysError(f"{self.path} belongs to another user; mend: chown it to the user of the service")
+            _complain(f"{self.path} belongs to another user; mend: chown it to the user of the service", problems)
         mode = stat.S_IMODE(found.st_mode)
         if self._group_read:
             # The files carry the protection; of the folder only that nobody else can put files into it.
             read_only = os.fstatvfs(folder).f_flag & os.ST_RDONLY
             if mode & 0o022 and not read_only:
-                raise KeysError(f"{self.path} can be written by others; mend: chmod go-w {self.path}")
+                _complain(f"{self.path} can be written by others; mend: chmod go-w {self.path}", problems)
         elif mode & 0o077:
-            raise KeysError(f"{self.path} is open to others (mode {mode:04o}); mend: chmod 700 {self.path}")
+            _complain(f"{self.path} is open to others (mode {mode:04o}); mend: chmod 700 {self.path}", problems)
 
-    def _read(self, folder: int, name: str, limit: int) -> bytes:
+    def _read(self, folder: int, name: str, limit: int, problems: list[str] | None = None) -> bytes:
         path = self.path / name
         try:
             descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
@@ -208,11 +320,11 @@ class KeyFolder:
             if not stat.S_ISREG(found.st_mode):
                 raise KeysError(f"{path} is no regular file")
             if found.st_uid not in (os.geteuid(), 0):
-                raise KeysError(f"{path} belongs to another user; mend: chown it to the user of the service")
+                _complain(f"{path} belongs to another user; mend: chown it to the user of the service", problems)
             mode = stat.S_IMODE(found.st_mode)
             if mode & (0o037 if self._group_read else 0o077):
                 mend = f"chmod {'640' if self._group_read else '600'} {path}"
-                raise KeysError(f"{path} is open to others (mode {mode:04o}); mend: {mend}")
+                _complain(f"{path} is open to others (mode {mode:04o}); mend: {mend}", problems)
             data = file.read(limit + 1)
         if len(data) > limit:
             raise KeysError(f"{path} is larger than any file that authsvc writes")
@@ -222,7 +334,7 @@ class KeyFolder:
         mend = "restore it from the backup of this folder"
         if name == MANIFEST:
             mend = f"authsvc keys init (make keys) if this is the first start, else {mend}"
-        return KeysError(f"{self.path / name} is missing; mend: {mend}")
+        return _Missing(f"{self.path / name} is missing; mend: {mend}")
 
     def _parse(self, data: bytes) -> Keyset:
         try:
@@ -231,62 +343,85 @@ class KeyFolder:
             path = self.path / MANIFEST
             raise KeysError(f"{path} cannot be used: {error}; mend: restore the folder from its backup") from None
 
-    def _load_from(self, folder: int, data: bytes, *, now: int) -> Keyring:
-        keyset = self._parse(data)
+    def _check_clock(self, keyset: Keyset, *, now: int) -> None:
         if now < keyset.updated_at - keyset.lifecycle.skew_s:
             raise KeysError(
                 f"the clock is {keyset.updated_at - now} s behind the last change of {self.path / MANIFEST}; "
                 "mend: set the clock"
             )
+
+    def _load_from(self, folder: int, data: bytes, *, now: int, known: Keyring | None) -> Keyring:
+        keyset = self._parse(data)
+        self._check_clock(keyset, now=now)
         private_keys: dict[str, PrivateKey] = {}
         secret_keys: dict[str, bytes] = {}
+        # Read all before parsing any: the sooner it is over, the fewer writers come in between.
+        parts: list[tuple[KeyRecord, bytes]] = []
         for record in keyset.keys:
-            # A retiring signing key only verifies, and its private part is destroyed early; a sealing key opens.
-            if record.state(now=now) not in (_LIVE if record.kind is Kind.SIGNING else _OPENS):
+            if not record.has_part(keyset.lifecycle, now=now):
                 continue
-            part = self._read(folder, record.file, _MAX_KEY_BYTES)
-            if record.kind is Kind.SIGNING:
-                private_keys[record.id] = self._parse_signing_key(part, record)
+            if known is not None and record.id in known.private_keys:
+                private_keys[record.id] = known.private_keys[record.id]
+            elif known is not None and record.id in known.secret_keys:
+                secret_keys[record.id] = known.secret_keys[record.id]
             else:
-                secret_keys[record.id] = self._parse_secret_key(part, record)
+                try:
+                    parts.append((record, self._read(folder, record.file, _MAX_KEY_BYTES)))
+                except _Missing:
+                    # A retiring signing key only verifies: without its private part it is healthy.
+                    if record.needs_part(now=now):
+                        raise
+        for record, part in parts:
+            key = self._parse_part(part, record)
+            if isinstance(key, bytes):
+                secret_keys[record.id] = key
+            else:
+                private_keys[record.id] = key
         for kind in (Kind.SIGNING, Kind.SEALING):
             keyset.active(kind, now=now)
         return Keyring(keyset, private_keys, secret_keys)
 
-    def _parse_signing_key(self, data: bytes, record: KeyRecord) -> PrivateKey:
+    def _parse_part(self, data: bytes, record: KeyRecord) -> PrivateKey | bytes:
         path = self.path / record.file
         try:
-            key = load_pem_private_key(data, password=None)
-        except (ValueError, TypeError, UnsupportedAlgorithm):
-            # `from None`: what the parser says of a broken key may quote it.
-            raise KeysError(f"{path} holds no private key in PEM; mend: restore it from the backup") from None
-        if not isinstance(key, EllipticCurvePrivateKey | Ed25519PrivateKey | RSAPrivateKey):
-            raise KeysError(f"{path} holds a key of another kind; mend: restore it from the backup")
-        if record.jwk is None or not _is_private_half(key, record.jwk):
-            raise KeysError(f"{path} holds another key than the manifest says; mend: restore it from the backup")
-        return key
-
-    def _parse_secret_key(self, data: bytes, record: KeyRecord) -> bytes:
-        path = self.path / record.file
-        try:
-            key = base64_decode(data.decode("ascii").removesuffix("\n"))
-        except ValueError:
-            raise KeysError(f"{path} holds no key; mend: restore it from the backup") from None
-        if len(key) != KEY_BYTES or _secret_key_id(key) != record.id:
-            raise KeysError(f"{path} holds another key than the manifest says; mend: restore it from the backup")
-        return key
+            if record.jwk is not None:
+                return parse_signing_key(data, record.jwk, self._passphrase)
+            return parse_secret_key(data, record.kind, record.id, self._passphrase)
+        except PassphraseNeeded as error:
+            mend = "another AUTHSVC_KEYS_PASSPHRASE" if self._passphrase else "set AUTHSVC_KEYS_PASSPHRASE"
+            raise KeysError(f"{path} {error}; mend: {mend}") from None
+        except PartInClear:
+            raise KeysError(
+                f"{path} is not encrypted, though AUTHSVC_KEYS_PASSPHRASE is set; mend: unset that, and encrypt the "
+                "parts with authsvc keys passphrase (make keys-passphrase)"
+            ) from None
+        except BadPart as error:
+            raise KeysError(f"{path} {error}; mend: restore it from the backup") from None
 
     def _manifest_is(self, data: bytes) -> bool:
-        folder = self._open_folder()
-        try:
+        with self._opened() as folder:
             return self._read(folder, MANIFEST, _MAX_MANIFEST_BYTES) == data
-        finally:
-            os.close(folder)
 
-    # ---- writing ----
+    # ---- writing, step by step ----
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _locked(self, wait_s: float) -> Iterator[None]:
+        """Promised on local disks, not on network file systems."""
+        if self._group_read:
+            raise KeysError(f"{self.path} is read-only here (AUTHSVC_KEYS_GROUP_READ)")
+        with ExitStack() as held:
+            with self._nothing_changed():
+                try:
+                    held.enter_context(durable.locked(self.path, _LOCK, wait_s=wait_s))
+                except durable.Locked:
+                    raise KeysConflict(
+                        f"another command is changing {self.path}; nothing was changed by this one; try again"
+                    ) from None
+            yield
+
+    @contextmanager
+    def _nothing_changed(self) -> Iterator[None]:
+        """Around everything that comes before the manifest is replaced."""
         try:
             yield
         except OSError as error:
@@ -294,98 +429,140 @@ class KeyFolder:
             raise KeysError(f"{self.path} cannot be written: {error.strerror}; nothing was changed") from None
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """One writer at a time on this host. Promised on local disks, not on network file systems."""
-        descriptor = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    def _changed_already(self) -> Iterator[None]:
+        """Around everything that comes after."""
         try:
-            give_up_at = time.monotonic() + _LOCK_WAIT_S
-            while True:
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() >= give_up_at:
-                        raise KeysError(f"another command is changing {self.path}; try again") from None
-                    time.sleep(0.05)
             yield
+        except OSError as error:
+            raise KeysError(
+                f"the change is made, but not all of it is cleared away or safe on the disk of {self.path}: "
+                f"{error.strerror}; mend: make keys-prune, once that is mended"
+            ) from None
+
+    def _commit(self, keyset: Keyset, parts: Mapping[str, bytes], *, ended: Iterable[str]) -> None:
+        """Make `keyset` the one in force, with the private parts of its new keys, and destroy the parts that end."""
+        ended = tuple(ended)
+        with self._nothing_changed():
+            try:
+                durable.create(self.path, _JOURNAL, canonical_json(sorted({*parts, *ended})))
+                durable.sync(self.path)
+                for name, data in parts.items():
+                    durable.create(self.path, name, data)
+                durable.sync(self.path)
+                self._prove(keyset, parts)
+                durable.replace(self.path, MANIFEST, dump_manifest(keyset))
+            except BaseException:
+                for name in (*parts, _JOURNAL):
+                    durable.remove(self.path, name)
+                raise
+        with self._changed_already():
+            durable.sync(self.path)
+            self._destroy(ended)
+            durable.remove(self.path, _JOURNAL)
+            durable.sync(self.path)
+
+    def _prove(self, keyset: Keyset, names: Iterable[str]) -> None:
+        """What was written can be read, before anything relies on it."""
+        folder = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            for record in keyset.keys:
+                if record.file in names:
+                    self._parse_part(self._read(folder, record.file, _MAX_KEY_BYTES), record)
         finally:
-            os.close(descriptor)
+            os.close(folder)
+
+    def _destroy(self, names: Iterable[str]) -> None:
+        there = [name for name in names if (self.path / name).exists()]
+        for name in there:
+            durable.remove(self.path, name)
+        if there:
+            durable.sync(self.path)
+
+    def _finish_interrupted(self, *, named: Iterable[str]) -> None:
+        """Clear away what a command left behind that did not live to see its end."""
+        durable.clear_temporary(self.path, MANIFEST)
+        try:
+            journal = (self.path / _JOURNAL).read_bytes()
+        except FileNotFoundError:
+            return
+        self._destroy(set(_journalled(journal)) - set(named))
+        durable.remove(self.path, _JOURNAL)
+        durable.sync(self.path)
 
     def _check_is_ours_alone(self) -> None:
         """The folder's mode is changed for everything in it: AUTHSVC_KEYS=/etc must not shut others out of /etc."""
-        known = {*_BESIDE_KEYS, MANIFEST, _LOCK, _INIT_MARK}
-        strange = [p.name for p in self.path.iterdir() if p.name not in known and not p.name.startswith(_PARTS)]
+        known = {*_BESIDE_KEYS, MANIFEST, _LOCK, _JOURNAL}
+        ours = (*_PARTS, f"{MANIFEST}.")
+        strange = [p.name for p in self.path.iterdir() if p.name not in known and not p.name.startswith(ours)]
         if strange:
-            (self.path / _LOCK).unlink()
+            durable.remove(self.path, _LOCK)
             raise KeysError(
                 f"{self.path} holds other files, such as {strange[0]!r}; mend: give the keys a folder of their own"
             )
 
-    def _clear_leftovers(self) -> None:
-        parts = [p for p in self.path.iterdir() if p.name.startswith(_PARTS)]
-        if parts and not (self.path / _INIT_MARK).exists():
+    def _check_no_parts(self) -> None:
+        parts = sorted(p.name for p in self.path.iterdir() if p.name.startswith(_PARTS))
+        if parts:
             raise KeysError(
-                f"{self.path} holds private parts such as {parts[0].name} but no {MANIFEST}; "
+                f"{self.path} holds private parts such as {parts[0]} but no {MANIFEST}; "
                 f"mend: restore {MANIFEST} from the backup, or move the parts away to start with new keys"
             )
-        for part in parts:
-            part.unlink()
-        (self.path / _INIT_MARK).unlink(missing_ok=True)
 
-    def _create_signing_key(self, alg: str, generate: Callable[[str], PrivateKey]) -> PublicJwk:
+
+class _Missing(KeysError):
+    """A file is not there."""
+
+
+class _Maker:
+    """Makes keys for a transition, and keeps their private parts until they are written."""
+
+    def __init__(
+        self, random_bytes: Callable[[int], bytes], generate: Callable[[str], PrivateKey], passphrase: str | None
+    ) -> None:
+        self._random_bytes = random_bytes
+        self._generate = generate
+        self._passphrase = passphrase
+        self.parts: dict[str, bytes] = {}  # name of the file → its bytes
+
+    def signing(self, alg: str) -> PublicJwk:
         while True:
-            key = generate(alg)
+            key = self._generate(alg)
             jwk = public_jwk(key.public_key())
             # Shells and proxies take a leading "-" for an option: such a key is thrown away.
             if not jwk.kid.startswith("-"):
-                break
-        pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        self._create(f"sign-{jwk.kid}.pem", pem)
-        return jwk
+                self.put(signing_record(jwk, now=0), key)
+                return jwk
 
-    def _create_secret_key(self, kind: Kind, random_bytes: Callable[[int], bytes]) -> str:
-        key = random_bytes(KEY_BYTES)
-        key_id = _secret_key_id(key)
-        name = f"{'seal' if kind is Kind.SEALING else 'index'}-{key_id}.key"
-        self._create(name, base64_encode(key).encode("ascii") + b"\n")
+    def secret(self, kind: Kind) -> str:
+        key = self._random_bytes(KEY_BYTES)
+        key_id = secret_key_id(key)
+        self.put(secret_record(kind, key_id, now=0, activate_at=0), key)
         return key_id
 
-    def _replace_manifest(self, keyset: Keyset) -> None:
-        for left_over in self.path.glob(f"{MANIFEST}.*.tmp"):
-            left_over.unlink()  # of a process that died; we hold the lock
-        temporary = f"{MANIFEST}.{os.getpid()}.tmp"
-        try:
-            self._create(temporary, dump_manifest(keyset))
-            os.replace(self.path / temporary, self.path / MANIFEST)
-        except OSError:
-            (self.path / temporary).unlink(missing_ok=True)
-            raise
-        self._sync_folder()
-
-    def _create(self, name: str, data: bytes) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with os.fdopen(os.open(self.path / name, flags, 0o600), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        self._sync_folder()
-
-    def _sync_folder(self) -> None:
-        # fsync(2): syncing a file does not sync the entry that names it.
-        descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    def put(self, record: KeyRecord, key: PrivateKey | bytes) -> None:
+        """The bytes of a private part, for the file that the record names."""
+        if isinstance(key, bytes):
+            part = dump_secret_key(key, record.kind, self._passphrase, random_bytes=self._random_bytes)
+        else:
+            part = dump_signing_key(key, self._passphrase, random_bytes=self._random_bytes)
+        self.parts[record.file] = part
 
 
-def _is_private_half(key: PrivateKey, jwk: PublicJwk) -> bool:
+def _complain(problem: str, problems: list[str] | None) -> None:
+    if problems is None:
+        raise KeysError(problem)
+    problems.append(problem)
+
+
+def _ended_parts(keyset: Keyset, *, now: int) -> list[str]:
+    return [record.file for record in keyset.keys if not record.has_part(keyset.lifecycle, now=now)]
+
+
+def _journalled(data: bytes) -> list[str]:
+    """The names in a journal; none if it was cut short, for then nothing was done yet."""
     try:
-        return public_jwk(key.public_key()).kid == jwk.kid
+        names = json.loads(data)
     except ValueError:
-        return False
-
-
-def _secret_key_id(key: bytes) -> str:
-    """Eight hex digits that a key answers for itself, so that a file of another key under this name is noticed."""
-    return hmac.new(key, b"authsvc key id", hashlib.sha256).hexdigest()[:8]
+        return []
+    # They are removed: nothing but a private part in this very folder may stand here.
+    return [name for name in names if isinstance(name, str) and name.startswith(_PARTS) and "/" not in name]

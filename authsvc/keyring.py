@@ -30,6 +30,9 @@ class Keyring:
     def signing_key(self, *, now: int) -> SigningKey:
         """Raises: KeysError if no key is active."""
         record = self.keyset.active(Kind.SIGNING, now=now)
+        if record.id not in self.private_keys:
+            # Loaded when it was retiring, and active again: by a clock that was set back.
+            raise KeysError(f"the private part of {record.id} is gone: check this machine's clock")
         return SigningKey(alg=record.alg, kid=record.id, key=self.private_keys[record.id])
 
     def prove_signing(self, *, now: int) -> str:

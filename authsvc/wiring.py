@@ -57,7 +57,9 @@ def prepare(settings: Settings, *, clock: Clock) -> Prepared:
     if keyring.keyset.with_lifetimes(**lifetimes, now=now) is not keyring.keyset:
         # Before the first token of that life is signed: a later rotation keeps the old key for as long.
         try:
-            folder.update(lambda keyset: keyset.with_lifetimes(**lifetimes, now=now))
+            folder.change(
+                lambda keyset, _: keyset.with_lifetimes(**lifetimes, now=now), now=now, random_bytes=os.urandom
+            )
         except KeysError as error:
             raise KeysError(
                 "AUTHSVC_TOKEN_TTL or AUTHSVC_SESSION_KEY_TTL is longer than the key folder knows, and that cannot be "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import threading
@@ -12,10 +13,14 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from authsvc import durable
 from authsvc.errors import KeysError
 from authsvc.jwk import ALGORITHMS, PrivateKey, public_jwk
-from authsvc.keyfiles import MANIFEST, KeyFolder, generate_key
-from authsvc.keyset import Kind, Lifecycle, Purpose, dump_manifest, parse_manifest
+from authsvc.keyfiles import MANIFEST, Change, KeyFolder, Transition
+from authsvc.keyparts import generate_key
+from authsvc.keyset import Keyset, Kind, Lifecycle, Purpose
+from authsvc.manifest import dump_manifest, parse_manifest
+from authsvc.rotation import NewKeys
 from tests.support.clock import NOW
 
 
@@ -25,6 +30,14 @@ def _init(
     return KeyFolder(path).init(
         alg=alg, purpose=Purpose.PRODUCTION, lifecycle=Lifecycle(), now=now, random_bytes=os.urandom, generate=generate
     )
+
+
+def _change(path: Path, transition: Transition, *, now: int = NOW) -> Change:
+    return KeyFolder(path).change(transition, now=now, random_bytes=os.urandom)
+
+
+def _longer(keyset: Keyset, _new: NewKeys) -> Keyset:
+    return keyset.with_lifetimes(token_ttl_s=80_000, session_key_ttl_s=1, now=NOW)
 
 
 @pytest.fixture
@@ -120,10 +133,10 @@ def test_init_leaves_a_folder_alone_that_holds_other_files(tmp_path: Path) -> No
 
 def test_init_that_was_interrupted_starts_over(folder: Path) -> None:
     (folder / MANIFEST).unlink()
-    (folder / ".init").touch()
+    (folder / ".journal").write_text(json.dumps([path.name for path in folder.glob("*-*")]))
     assert _init(folder) is True
     assert len(list(folder.glob("sign-*"))) == 2
-    assert not (folder / ".init").exists()
+    assert not (folder / ".journal").exists()
 
 
 def test_two_inits_at_once_make_one_set_of_keys(tmp_path: Path) -> None:
@@ -203,7 +216,7 @@ def test_a_named_pipe_for_a_private_part_is_refused_and_does_not_hang(folder: Pa
 
 
 def test_a_clock_behind_the_manifest_by_more_than_the_skew_is_refused(folder: Path) -> None:
-    KeyFolder(folder).update(lambda keyset: replace(keyset, updated_at=NOW + 1000, generation=2))
+    _change(folder, lambda keyset, _: replace(keyset, updated_at=NOW + 1000, generation=2))
     KeyFolder(folder).load(now=NOW + 940)
     with pytest.raises(KeysError, match="clock"):
         KeyFolder(folder).load(now=NOW + 939)
@@ -221,7 +234,7 @@ def test_a_retiring_key_without_its_private_part_is_healthy(folder: Path) -> Non
             *others,
         ),
     )
-    KeyFolder(folder).update(lambda _: rotated)
+    _change(folder, lambda _keyset, _new: rotated)
     (folder / old.file).unlink()
     ring = KeyFolder(folder).load(now=NOW + 10)
     assert ring.signing_key(now=NOW + 10).kid == standby.id
@@ -231,7 +244,7 @@ def test_a_retiring_key_without_its_private_part_is_healthy(folder: Path) -> Non
 
 def test_update_replaces_the_manifest_whole(folder: Path) -> None:
     inode = (folder / MANIFEST).stat().st_ino
-    KeyFolder(folder).update(lambda k: k.with_lifetimes(token_ttl_s=80_000, session_key_ttl_s=1, now=NOW))
+    _change(folder, _longer)
     assert KeyFolder(folder).load(now=NOW).keyset.lifecycle.ttl_max_s == 80_000
     assert (folder / MANIFEST).stat().st_ino != inode
     assert stat.S_IMODE((folder / MANIFEST).stat().st_mode) == 0o600
@@ -245,7 +258,7 @@ def test_a_write_that_fails_changes_nothing_and_leaves_nothing(folder: Path, mon
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(KeysError, match="No space left"):
-        KeyFolder(folder).update(lambda k: k.with_lifetimes(token_ttl_s=80_000, session_key_ttl_s=1, now=NOW))
+        _change(folder, _longer)
     assert _files(folder) == before
 
 
@@ -263,9 +276,7 @@ def test_with_group_read_the_group_may_read_and_nobody_else(folder: Path) -> Non
 
 def test_with_group_read_nothing_is_written(folder: Path) -> None:
     with pytest.raises(KeysError, match="read-only"):
-        KeyFolder(folder, group_read=True).update(
-            lambda k: k.with_lifetimes(token_ttl_s=80_000, session_key_ttl_s=1, now=NOW)
-        )
+        KeyFolder(folder, group_read=True).change(_longer, now=NOW, random_bytes=os.urandom)
 
 
 def test_a_kubernetes_secret_is_read_through_its_data_link(folder: Path, tmp_path: Path) -> None:
@@ -302,8 +313,7 @@ def test_a_part_that_goes_while_the_folder_is_read_is_read_from_the_new_manifest
         data = read(folder_descriptor, name, limit)
         reads.append(name)
         if len(reads) == 1:
-            key_folder._create("next", dump_manifest(newer))
-            (folder / "next").rename(folder / MANIFEST)
+            durable.replace(folder, MANIFEST, dump_manifest(newer))
             (folder / old.keys[0].file).unlink()
         return data
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from authsvc.claims import Claims, Policy
 from authsvc.encoding import base64url_encode
-from authsvc.jwk import PrivateKey, public_jwk
-from authsvc.keyfiles import generate_key
+from authsvc.jwk import PrivateKey, PublicJwk, public_jwk
+from authsvc.keyparts import generate_key
 from authsvc.keyring import Keyring
-from authsvc.keyset import Lifecycle, Purpose, new_keyset
+from authsvc.keyset import Keyset, Kind, Lifecycle, Purpose, new_keyset
 from authsvc.tokens import _ALGORITHMS
 from tests.support.clock import NOW
 
@@ -93,3 +93,32 @@ def signed(header_bytes: bytes | dict[str, Any], payload_bytes: bytes | dict[str
 def hmac_signed(header_value: dict[str, Any], payload_value: dict[str, Any], secret: bytes) -> str:
     signing_input = ".".join(base64url_encode(json.dumps(p).encode()) for p in (header_value, payload_value))
     return f"{signing_input}.{base64url_encode(hmac.new(secret, signing_input.encode(), hashlib.sha256).digest())}"
+
+
+class NewTestKeys:
+    """Keys for the transitions, without private parts: sealing keys are numbered, Ed25519 keys are quick to make."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def signing(self, alg: str) -> PublicJwk:
+        while True:
+            jwk = public_jwk(generate_key(alg).public_key())
+            if not jwk.kid.startswith("-"):
+                return jwk
+
+    def secret(self, kind: Kind) -> str:
+        self._count += 1
+        return f"{self._count:08x}"
+
+
+def first_keyset(new: NewTestKeys, *, now: int, alg: str = "ES256", lifecycle: Lifecycle | None = None) -> Keyset:
+    return new_keyset(
+        purpose=Purpose.PRODUCTION,
+        lifecycle=lifecycle or Lifecycle(),
+        active=new.signing(alg),
+        standby=new.signing(alg),
+        sealing_id=new.secret(Kind.SEALING),
+        index_id=new.secret(Kind.INDEX),
+        now=now,
+    )

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key a
 
 from authsvc.encoding import base64url_encode
 from authsvc.jwk import ALGORITHMS, BadJwk, parse_public_jwk, public_jwk
-from authsvc.keyfiles import generate_key
+from authsvc.keyparts import generate_key
 
 RFC_7638_N = (
     "0vx7agoebGcQSuuPiLJXZptN9nndrQmbXEps2aiAFbWhM78LhWx4cbbfAAtVT86zwu1RK7aPFFxuhDR1L6tSoc_BJECPebWKRXjBZCiFV4n3oknjhMst"

@@ -12,9 +12,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 LAYERS: list[set[str]] = [
-    {"errors", "clock", "encoding"},
-    {"claims", "keyset", "jwk"},
-    {"tokens", "sealing", "keyring", "keyfiles"},
+    {"errors", "clock", "encoding", "durable"},
+    {"claims", "jwk", "keyset", "manifest", "rotation", "keyreport"},
+    {"tokens", "sealing", "keyring", "keyparts", "keyfiles"},
     {"verifier", "wechat", "store", "sandbox", "telemetry"},
     {"login"},
     {"http"},
