@@ -3,10 +3,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo keys config test check lint types format clean
+.PHONY: help run demo keys keys-status rotate rotate-store rotate-all revoke revoke-all keys-tick keys-prune \
+	keys-export keys-drill keys-passphrase config test soak check lint types format clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-16s %s\n", $$1, $$2}'
 
 run: .venv/.server ## set up and run the service (with the built-in WeChat sandbox if no app is configured)
 	@exec $(BIN)/authsvc serve --or-sandbox
@@ -15,13 +16,49 @@ demo: .venv/.server ## play a mini-program against a running `make run`, showing
 	@$(BIN)/authsvc demo
 
 keys: .venv/.server ## make the first production keys in keys/ (never overwrites)
-	@$(BIN)/authsvc keys init
+	@$(BIN)/authsvc keys init $(ARGS)
+
+keys-status: .venv/.server ## every key, its state, what comes next; ends non-zero if something needs you
+	@$(BIN)/authsvc keys status $(ARGS)
+
+rotate: .venv/.server ## let the standby sign and publish the next one (ARGS=--dry-run, ARGS=--early)
+	@$(BIN)/authsvc keys rotate $(ARGS)
+
+rotate-store: .venv/.server ## the next key that seals the side store
+	@$(BIN)/authsvc keys rotate-store $(ARGS)
+
+rotate-all: .venv/.server ## both: rotate and rotate-store
+	@$(BIN)/authsvc keys rotate-all $(ARGS)
+
+revoke: .venv/.server ## put one key out of use at once (KID=the-full-kid); its standby takes over
+	@$(BIN)/authsvc keys revoke $(KID) $(ARGS)
+
+revoke-all: .venv/.server ## the folder was stolen: all keys out of use at once, everybody logs in again
+	@$(BIN)/authsvc keys revoke --all $(ARGS)
+
+keys-tick: .venv/.server ## do what is due, as the running service does by itself
+	@$(BIN)/authsvc keys tick $(ARGS)
+
+keys-prune: .venv/.server ## forget removed keys, clear up after interrupted commands
+	@$(BIN)/authsvc keys prune $(ARGS)
+
+keys-export: .venv/.server ## write jwks.json and a PEM for each public key (DIR=folder)
+	@$(BIN)/authsvc keys export $(DIR) $(ARGS)
+
+keys-drill: .venv/.server ## rehearse a rotation and a revocation on a temporary copy
+	@$(BIN)/authsvc keys drill $(ARGS)
+
+keys-passphrase: .venv/.server ## write the private parts anew under another passphrase (ARGS=--remove)
+	@$(BIN)/authsvc keys passphrase $(ARGS)
 
 config: .venv/.server ## print the settings in force, secrets masked
 	@$(BIN)/authsvc config --or-sandbox
 
 test: .venv/.test ## set up and run every test
 	@$(BIN)/python -m pytest
+
+soak: .venv/.test ## run the full sweeps that `make test` samples (some minutes more)
+	@$(BIN)/python -m pytest -m soak --timeout 3600
 
 lint: .venv/.test ## ruff: lint and format
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

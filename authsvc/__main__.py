@@ -7,7 +7,7 @@ import sys
 
 def main() -> None:
     try:
-        from authsvc.cli import command
+        from authsvc.cli.command import command
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.startswith("authsvc"):
             raise

@@ -1,6 +1,7 @@
 """Files that are there whole or not at all, whenever the power goes: made new, replaced by rename, synced in order.
 
-Everything is for its owner alone (0600). Paths are a folder and a name in it; no link is followed for the name.
+Everything is for its owner alone (0600) unless said otherwise. Paths are a folder and a name in it; no link is followed
+for the name.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+_OWNER_ALONE: Final = 0o600
 _POLL_S: Final = 0.05
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -21,13 +23,15 @@ class Locked(Exception):
     """Somebody else has held the lock all the time."""
 
 
-def create(folder: Path, name: str, data: bytes) -> None:
+def create(folder: Path, name: str, data: bytes, *, mode: int = _OWNER_ALONE) -> None:
     """A new file; its bytes are on the disk on return, the entry that names it only after `sync(folder)`.
 
     Raises: OSError, FileExistsError among them; nothing is left then, unless that cannot be removed either.
     """
-    descriptor = os.open(folder / name, _NEW, 0o600)
+    descriptor = os.open(folder / name, _NEW, _OWNER_ALONE)
     try:
+        if mode != _OWNER_ALONE:
+            os.fchmod(descriptor, mode)
         left = memoryview(data)
         while left:
             left = left[os.write(descriptor, left) :]
@@ -39,14 +43,14 @@ def create(folder: Path, name: str, data: bytes) -> None:
     os.close(descriptor)
 
 
-def replace(folder: Path, name: str, data: bytes) -> None:
+def replace(folder: Path, name: str, data: bytes, *, mode: int = _OWNER_ALONE) -> None:
     """A file with new content: a reader sees the old or the new one. On the disk for good only after `sync(folder)`.
 
     Raises: OSError; the old one is in force then.
     """
     temporary = f"{name}.{os.getpid()}.tmp"
     (folder / temporary).unlink(missing_ok=True)  # of a process that had our number and died
-    create(folder, temporary, data)
+    create(folder, temporary, data, mode=mode)
     try:
         os.replace(folder / temporary, folder / name)
     except BaseException:

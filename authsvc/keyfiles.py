@@ -76,6 +76,11 @@ class Inspection:
     strays: tuple[str, ...]  # private parts that the manifest does not name
 
 
+def holds_keys(path: Path) -> bool:
+    """Whether this looks like a key folder, in use or not."""
+    return any(name == MANIFEST or name.startswith(_PARTS) for name in os.listdir(path))
+
+
 class KeyFolder:
     """The folder that holds the keys. With `group_read` others of the group may read, and nothing is written:
     the form that a Kubernetes Secret has. With a passphrase every private part is encrypted under it."""

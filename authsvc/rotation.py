@@ -129,6 +129,17 @@ def tick(keyset: Keyset, new: NewKeys, *, now: int, rotate_every_s: int, alg: st
     return keyset.changed(now=now, keys=after.keys)
 
 
+def needs_tick(keyset: Keyset, *, now: int, since: int, rotate_every_s: int) -> bool:
+    """Whether a `tick` at `now` has something to do that one at `since` had not; without making any key."""
+    ends = (key.part_ends_at(keyset.lifecycle) for key in keyset.keys)
+    return (
+        any(is_due(keyset, kind, now=now, rotate_every_s=rotate_every_s) for kind in (Kind.SIGNING, Kind.SEALING))
+        or keyset.standby(now=now) is None
+        or any(key.state(now=now) is State.REMOVED for key in keyset.keys)
+        or any(ends_at is not None and since < ends_at <= now for ends_at in ends)
+    )
+
+
 def is_due(keyset: Keyset, kind: Kind, *, now: int, rotate_every_s: int) -> bool:
     """Whether the active key of this kind has been in use for `rotate_every_s` seconds and none is named to follow."""
     active = keyset.active(kind, now=now)

@@ -44,7 +44,7 @@ def seal(secret: bytes, key: SealingKey, place: Place, *, random_bytes: Callable
     """version (1 byte) | key id (4) | nonce (12) | ciphertext and tag."""
     nonce = random_bytes(_NONCE_BYTES)
     sealed = AESGCM(key.key).encrypt(nonce, secret, _associated_data(place, key.id))
-    return _VERSION + bytes.fromhex(key.id) + nonce + sealed
+    return sealed_start(key.id) + nonce + sealed
 
 
 def sealing_key_id(blob: bytes) -> str:
@@ -52,6 +52,11 @@ def sealing_key_id(blob: bytes) -> str:
     if len(blob) < _PREFIX_BYTES + _TAG_BYTES or not blob.startswith(_VERSION):
         raise SealBroken("not a sealed value")
     return blob[len(_VERSION) : len(_VERSION) + _KEY_ID_BYTES].hex()
+
+
+def sealed_start(key_id: str) -> bytes:
+    """How every blob begins that was sealed under this key."""
+    return _VERSION + bytes.fromhex(key_id)
 
 
 def open_sealed(blob: bytes, key: SealingKey, place: Place) -> bytes:

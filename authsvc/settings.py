@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from authsvc.encoding import NotCanonical, parse_json_object
 from authsvc.errors import SettingsError
+from authsvc.keyparts import MIN_PASSPHRASE_CHARS
 from authsvc.keyset import TOKEN_TTL_LIMIT_S
 from authsvc.store import store_path
 from authsvc.wechat import App
@@ -27,6 +28,8 @@ PREFIX: Final = "AUTHSVC_"
 SANDBOX_APPID: Final = "wxsandbox00000000"
 SANDBOX_SECRET: Final = "not-a-secret"  # noqa: S105 - opens nothing but the simulator on loopback
 SANDBOX_FOLDER: Final = Path(".sandbox")
+
+DEFAULT_ALG: Final = "ES256"
 
 _DEFAULT_STORE: Final = "sqlite:///authsvc.db"
 _SANDBOX_STORE: Final = f"sqlite:///{SANDBOX_FOLDER}/authsvc.db"
@@ -61,7 +64,7 @@ class Environment(BaseModel):
 
     ISSUER: str | None = None
     AUDIENCE: Annotated[str, Field(min_length=1, max_length=256)] = "api"
-    ALG: Literal["ES256", "EdDSA", "RS256"] = "ES256"
+    ALG: Literal["ES256", "EdDSA", "RS256"] = DEFAULT_ALG
     TYP: Literal["at+jwt", "JWT"] = "at+jwt"
     TOKEN_TTL: Annotated[int, Field(ge=1, le=TOKEN_TTL_LIMIT_S)] = 7_200
     CLAIM_UNIONID: Flag = False
@@ -100,6 +103,20 @@ class Setting:
 
 
 @dataclass(frozen=True, slots=True)
+class KeySettings:
+    """The key folder, and what is done to it."""
+
+    path: Path
+    group_read: bool
+    passphrase: str | None = field(repr=False)
+    # The algorithm of keys that are to be made, if somebody named one: an operator's shell that lacks the service's
+    # environment must not change it.
+    alg: str | None
+    rotate_every_s: int  # 0: by hand
+    sandbox: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """What the service is built from."""
 
@@ -110,12 +127,10 @@ class Settings:
     wechat_timeout_s: int
     issuer: str
     audience: str
-    alg: str
     typ: str
     token_ttl_s: int
     with_unionid: bool
-    keys: Path
-    keys_group_read: bool
+    keys: KeySettings
     store_url: str = field(repr=False)  # may hold a password
     session_key_ttl_s: int
     host: str
@@ -137,24 +152,16 @@ def load_settings(environ: Mapping[str, str], *, dotenv: Path | None, cores: int
     return _Loader(environ, dotenv, cores=cores, or_sandbox=or_sandbox).settings()
 
 
-@dataclass(frozen=True, slots=True)
-class KeySettings:
-    """What a command on the key folder needs; it works without any app configured."""
+def load_key_settings(environ: Mapping[str, str], *, dotenv: Path | None) -> tuple[KeySettings, str]:
+    """What a command on the key folder needs, and the URL of the side store; it works without any app configured.
 
-    path: Path
-    group_read: bool
-    alg: str
-    sandbox: bool
-
-
-def load_key_settings(environ: Mapping[str, str], *, dotenv: Path | None) -> KeySettings:
-    """Raises: SettingsError if KEYS, KEYS_GROUP_READ, ALG or SANDBOX say nothing usable."""
+    Raises: SettingsError if one of the variables that it is made of says nothing usable.
+    """
     return _Loader(environ, dotenv, cores=1, or_sandbox=False).key_settings()
 
 
 # Read and checked, so that a deployment can carry them already, and not acted upon by this version.
 _NOT_IN_FORCE: Final = {
-    "ROTATE_EVERY": "keys are not rotated by the service yet",
     "DECRYPT_WINDOW": "there are no /session routes yet",
     "SERVICE_TOKENS": "there are no /session routes yet",
     "LOGIN_RATE": "there is no rate limit yet; put one into the proxy",
@@ -169,6 +176,7 @@ _NOT_WITH_SANDBOX: Final = (
     *("APPID", "SECRET", "SECRET_FILE", "APPS", "APPS_FILE"),
     *("KEYS", "STORE", "WECHAT_URL", "WECHAT_FALLBACK_URL"),
 )
+_OF_KEY_COMMANDS: Final = ("KEYS", "KEYS_GROUP_READ", "KEYS_PASSPHRASE", "ALG", "ROTATE_EVERY", "SANDBOX", "STORE")
 _ASCII_ONLY: Final = ("ISSUER", "AUDIENCE", "WECHAT_URL", "WECHAT_FALLBACK_URL")
 # What Kubernetes puts into every pod for a Service that is called "authsvc".
 _KUBERNETES_LINK: Final = re.compile(r"SERVICE_(HOST|PORT.*)|PORT_[0-9]+_(TCP|UDP).*")
@@ -200,8 +208,7 @@ class _Loader:
         in_flight = env.WECHAT_IN_FLIGHT or min(48, env.THREADS * 3 // 4)
         if in_flight >= env.THREADS:
             self._problem("WECHAT_IN_FLIGHT", f"has to be below THREADS ({env.THREADS}), or hung logins stop the rest")
-        if env.KEYS_PASSPHRASE:
-            self._problem("KEYS_PASSPHRASE", "this version cannot encrypt private parts; unset it")
+        keys = self._keys()
         for name in sorted(_NOT_IN_FORCE.keys() & self._given_names):
             self._warnings.append(f"{PREFIX}{name} has no effect in this version: {_NOT_IN_FORCE[name]}")
         if self._problems:
@@ -215,12 +222,10 @@ class _Loader:
             wechat_timeout_s=env.WECHAT_TIMEOUT,
             issuer=issuer,
             audience=env.AUDIENCE,
-            alg=env.ALG,
             typ=env.TYP,
             token_ttl_s=env.TOKEN_TTL,
             with_unionid=env.CLAIM_UNIONID,
-            keys=self._keys(),
-            keys_group_read=env.KEYS_GROUP_READ,
+            keys=keys,
             store_url=store_url,
             session_key_ttl_s=env.SESSION_KEY_TTL,
             host=env.HOST,
@@ -234,16 +239,26 @@ class _Loader:
         )
         return replace(settings, table=self._table(settings))
 
-    def key_settings(self) -> KeySettings:
-        env = self._env
-        mine = tuple(f"{PREFIX}{name} " for name in ("KEYS", "KEYS_GROUP_READ", "ALG", "SANDBOX"))
+    def key_settings(self) -> tuple[KeySettings, str]:
+        keys, store_url = self._keys(), self._store_url()
+        mine = tuple(f"{PREFIX}{name} " for name in _OF_KEY_COMMANDS)
         problems = [problem for problem in self._problems if problem.startswith(mine)]
         if problems:
             raise SettingsError(problems)
-        return KeySettings(self._keys(), env.KEYS_GROUP_READ, env.ALG, env.SANDBOX)
+        return keys, store_url
 
-    def _keys(self) -> Path:
-        return self._env.KEYS or (SANDBOX_FOLDER / "keys" if self._env.SANDBOX else Path("keys"))
+    def _keys(self) -> KeySettings:
+        env = self._env
+        if env.KEYS_PASSPHRASE is not None and len(env.KEYS_PASSPHRASE) < MIN_PASSPHRASE_CHARS:
+            self._problem("KEYS_PASSPHRASE", f"is shorter than {MIN_PASSPHRASE_CHARS} characters")
+        return KeySettings(
+            path=env.KEYS or (SANDBOX_FOLDER / "keys" if env.SANDBOX else Path("keys")),
+            group_read=env.KEYS_GROUP_READ,
+            passphrase=env.KEYS_PASSPHRASE,
+            alg=env.ALG if "ALG" in self._given_names else None,
+            rotate_every_s=env.ROTATE_EVERY,
+            sandbox=env.SANDBOX,
+        )
 
     # ---- the variables, one by one ----
 
@@ -431,7 +446,7 @@ class _Loader:
             "WECHAT_URL": settings.wechat_url,
             "WECHAT_FALLBACK_URL": settings.wechat_fallback_url,
             "ISSUER": settings.issuer,
-            "KEYS": settings.keys.absolute(),
+            "KEYS": settings.keys.path.absolute(),
             "STORE": store_path(settings.store_url),
             "WORKERS": settings.workers,
             "WECHAT_IN_FLIGHT": settings.wechat_in_flight,

@@ -9,25 +9,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import BoundedSemaphore
 
-import structlog
 from flask import Flask
 
 from authsvc.claims import Policy
 from authsvc.clock import Clock, SystemClock
-from authsvc.errors import KeysError
+from authsvc.errors import KeysError, StoreUnavailable
 from authsvc.http.app import create_app
 from authsvc.http.services import Services
-from authsvc.keyfiles import KeyFolder
+from authsvc.keeper import KeyKeeper, Rotation
+from authsvc.keyfiles import MANIFEST, Change, KeyFolder
+from authsvc.keyreport import problems
 from authsvc.keyring import Keyring
-from authsvc.keyset import Lifecycle, Purpose
+from authsvc.keyset import Keyset, Kind, Lifecycle, Purpose
 from authsvc.login import Login, TokenTerms
-from authsvc.settings import KeySettings, Settings
+from authsvc.sealing import sealed_start
+from authsvc.settings import DEFAULT_ALG, KeySettings, Settings
 from authsvc.store import Store, open_store, prepare_store
 from authsvc.tokens import VerificationKey
 from authsvc.verifier import Verifier
 from authsvc.wechat import WeChatClient, new_session
-
-_log = structlog.get_logger("authsvc.wiring")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,10 @@ class Prepared:
     said: tuple[str, ...]
 
 
+def open_keys(settings: KeySettings) -> KeyFolder:
+    return KeyFolder(settings.path, group_read=settings.group_read, passphrase=settings.passphrase)
+
+
 def prepare(settings: Settings, *, clock: Clock) -> Prepared:
     """Once, before any worker: check the keys, bring the store up to date.
 
@@ -45,10 +49,10 @@ def prepare(settings: Settings, *, clock: Clock) -> Prepared:
     log everybody out. Raises: KeysError, StoreUnavailable.
     """
     said = []
-    folder = KeyFolder(settings.keys, group_read=settings.keys_group_read)
+    folder = open_keys(settings.keys)
     if settings.sandbox:
-        _make_sandbox_folder(settings.keys.parent)
-        if init_keys(KeySettings(settings.keys, False, settings.alg, True), Lifecycle(), clock=clock):
+        _make_sandbox_folder(settings.keys.path.parent)
+        if init_keys(settings.keys, Lifecycle(), clock=clock):
             said.append(f"made the sandbox's own keys in {folder.path}")
     now = clock.now()
     keyring = folder.load(now=now)
@@ -66,19 +70,16 @@ def prepare(settings: Settings, *, clock: Clock) -> Prepared:
                 f"noted: {error}; mend: a shorter one, or start once where the folder can be written"
             ) from None
         said.append("noted the longer lifetime of tokens or rows in the manifest")
-    if keyring.signing_key(now=now).alg != settings.alg:
-        said.append(
-            f"WARNING: the keys in {folder.path} sign with {keyring.signing_key(now=now).alg}; "
-            f"AUTHSVC_ALG={settings.alg} counts for keys that are still to be made"
-        )
+    said += _said_of_keys(keyring, settings.keys, now=now)
     prepare_store(settings.store_url)
+    _compare_with_memory(keyring.keyset, settings, folder.path)
     return Prepared(keyring, tuple(said))
 
 
 def init_keys(settings: KeySettings, lifecycle: Lifecycle, *, clock: Clock) -> bool:
     """Make the first keys; False if there are keys already. Raises: KeysError."""
-    return KeyFolder(settings.path, group_read=settings.group_read).init(
-        alg=settings.alg,
+    return open_keys(settings).init(
+        alg=settings.alg or DEFAULT_ALG,
         purpose=Purpose.SANDBOX if settings.sandbox else Purpose.PRODUCTION,
         lifecycle=lifecycle,
         now=clock.now(),
@@ -87,22 +88,81 @@ def init_keys(settings: KeySettings, lifecycle: Lifecycle, *, clock: Clock) -> b
 
 
 def build_app(settings: Settings, *, inherited: Keyring | None) -> Flask:
-    """The WSGI app of one worker process, with connections of its own.
+    """The WSGI app of one worker process, with connections and a keeper of its own.
 
-    A worker that takes the place of a dead one goes on with the `inherited` keys if it cannot read the folder.
+    A worker that takes the place of a dead one begins with the `inherited` keys, and stays with them if it cannot
+    read the folder.
     """
     clock = SystemClock()
+    folder = open_keys(settings.keys)
+    store = open_store(settings.store_url)
+    keeper = KeyKeeper(
+        folder,
+        inherited or folder.load(now=clock.now()),
+        clock=clock,
+        rotation=Rotation(settings.keys.rotate_every_s, settings.keys.alg, os.urandom),
+        remember=store.note_revoked_keys,
+    )
+    keeper.look()
+    if keeper.problem is not None:
+        check_not_revived(keeper.current().keyset, store, folder.path)
+    keeper.start()
+    services = build_services(
+        settings,
+        clock=clock,
+        keys=keeper.current,
+        keys_are_current=lambda: keeper.problem is None,
+        store=store,
+    )
+    return create_app(services)
+
+
+def settle_revocation(change: Change, store_url: str, *, sleep: Callable[[float], None]) -> int | None:
+    """Tell the side store which keys are revoked, and delete the rows under revoked sealing keys.
+
+    After a revocation it deletes twice, with the time in between that a worker takes to see the new manifest: until
+    then it may have sealed under a burnt key. Returns the number of rows; None if no sealing key is revoked.
+    Raises: StoreUnavailable.
+    """
+    burnt = [key for key in change.after.keys if key.revoked_at is not None]
+    starts = [sealed_start(key.id) for key in burnt if key.kind is Kind.SEALING]
+    prepare_store(store_url)
+    store = open_store(store_url)
     try:
-        keyring = KeyFolder(settings.keys, group_read=settings.keys_group_read).load(now=clock.now())
-    except KeysError as error:
-        _log.error("keys_unusable", problem=str(error), going_on_with="the keys from the start of the service")
-        if inherited is None:
-            raise
-        keyring = inherited
-    return create_app(build_services(settings, clock=clock, keys=lambda: keyring, store=open_store(settings.store_url)))
+        store.note_revoked_keys({key.id: key.revoked_at for key in burnt if key.revoked_at is not None})
+        if not starts:
+            return None
+        dropped = sum(map(store.drop_logins, starts))
+        if change.is_one:
+            sleep(change.after.lifecycle.reload_s)
+            dropped += sum(map(store.drop_logins, starts))
+        return dropped
+    finally:
+        store.close()
 
 
-def build_services(settings: Settings, *, clock: Clock, keys: Callable[[], Keyring], store: Store) -> Services:
+def check_not_revived(keyset: Keyset, store: Store, path: Path) -> None:
+    """Raises: KeysError if the store knows keys as revoked that the folder takes for good: an old backup of it."""
+    try:
+        known = store.revoked_keys()
+    except StoreUnavailable:
+        return  # nothing is known against it
+    revived = [key.id for key in keyset.keys if key.revoked_at is None and key.id in known]
+    if revived:
+        raise KeysError(
+            f"{path / MANIFEST} is from an old backup: it has keys that were revoked since ({', '.join(revived)}); "
+            "mend: restore a newer one, or revoke them again: authsvc keys revoke KID, or --all"
+        )
+
+
+def build_services(
+    settings: Settings,
+    *,
+    clock: Clock,
+    keys: Callable[[], Keyring],
+    keys_are_current: Callable[[], bool],
+    store: Store,
+) -> Services:
     wechat = WeChatClient(
         new_session(connections=settings.wechat_in_flight),
         url=settings.wechat_url,
@@ -131,6 +191,7 @@ def build_services(settings: Settings, *, clock: Clock, keys: Callable[[], Keyri
         login=login,
         verifier=Verifier(_CurrentKeys(keys), policy, clock=clock),
         keys=keys,
+        keys_are_current=keys_are_current,
         store=store,
         wechat=wechat,
         places=BoundedSemaphore(settings.wechat_in_flight),
@@ -166,3 +227,28 @@ def _check_purpose(keyring: Keyring, settings: Settings, path: Path) -> None:
     found = keyring.keyset.purpose
     if found is not expected:
         raise KeysError(f"the keys in {path} are for {found}, this service is for {expected}; mend: set AUTHSVC_KEYS")
+
+
+def _said_of_keys(keyring: Keyring, settings: KeySettings, *, now: int) -> list[str]:
+    said = [f"WARNING: {p}" for p in problems(keyring.keyset, now=now, rotate_every_s=settings.rotate_every_s)]
+    signs_with = keyring.signing_key(now=now).alg
+    if settings.alg not in (None, signs_with):
+        said.append(
+            f"WARNING: the active key signs with {signs_with}; AUTHSVC_ALG={settings.alg} comes into force with the "
+            "next rotation (make rotate)"
+        )
+    if settings.group_read and settings.rotate_every_s:
+        said.append(
+            "the key folder is read-only here (AUTHSVC_KEYS_GROUP_READ), so this service does not rotate keys by "
+            "itself; rotate where the folder can be written (authsvc keys tick)"
+        )
+    return said
+
+
+def _compare_with_memory(keyset: Keyset, settings: Settings, path: Path) -> None:
+    store = open_store(settings.store_url)
+    try:
+        check_not_revived(keyset, store, path)
+        store.note_revoked_keys({key.id: key.revoked_at for key in keyset.keys if key.revoked_at is not None})
+    finally:
+        store.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from flask import Blueprint, Response
 
 from authsvc.errors import KeysError, StoreUnavailable
@@ -17,15 +19,19 @@ def healthz() -> tuple[dict[str, str], dict[str, str]]:
 
 
 @blueprint.get("/readyz")
-def readyz() -> tuple[dict[str, str], dict[str, str]] | Response:
+def readyz() -> tuple[dict[str, Any], dict[str, str]] | Response:
     # The store and WeChat do not decide: without them checklogin and the JWKS go on, and taking the service out of the
     # load balancer would stop those too.
     parts = {"store": _store(), "wechat": services().wechat.health}
     try:
-        kid = services().keys().prove_signing(now=services().clock.now())
+        keyring = services().keys()
+        kid = keyring.prove_signing(now=services().clock.now())
     except KeysError:
         return problem_reply("keys_unusable", keys="unusable", **parts)
-    return {"status": "ready", "keys": "ok", "kid": kid, **parts}, {"Cache-Control": "no-store"}
+    # What is in force goes on signing while a newer manifest cannot be read; the log says why.
+    keys = "ok" if services().keys_are_current() else "not reloaded"
+    found = {"status": "ready", "keys": keys, "generation": keyring.keyset.generation, "kid": kid, **parts}
+    return found, {"Cache-Control": "no-store"}
 
 
 def _store() -> str:

@@ -29,6 +29,7 @@ class Services:
     login: Login
     verifier: Verifier
     keys: Callable[[], Keyring]
+    keys_are_current: Callable[[], bool]
     store: Store
     wechat: WeChatHealth
     places: BoundedSemaphore

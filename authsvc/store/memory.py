@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from dataclasses import replace
 
 from authsvc.errors import StoreUnavailable, UserBanned
@@ -20,6 +21,7 @@ class MemoryStore:
         self._lock = threading.Lock()
         self._users: dict[tuple[str, str], UserRow] = {}
         self._logins: dict[tuple[str, str], tuple[LoginRow, ...]] = {}  # the one that started last first
+        self._revoked_keys: dict[str, int] = {}
 
     def put_login(self, login: LoginRow, *, unionid: str | None) -> None:
         key = (login.appid, login.openid)
@@ -58,6 +60,23 @@ class MemoryStore:
                 return False
             self._users[appid, openid] = replace(user, state=state)
             return True
+
+    def drop_logins(self, sealed_start: bytes) -> int:
+        dropped = 0
+        with self._lock:
+            for key, kept in self._logins.items():
+                left = tuple(row for row in kept if not row.sealed_session_key.startswith(sealed_start))
+                dropped += len(kept) - len(left)
+                self._logins[key] = left
+        return dropped
+
+    def note_revoked_keys(self, revoked: Mapping[str, int]) -> None:
+        with self._lock:
+            self._revoked_keys = {**revoked, **self._revoked_keys}
+
+    def revoked_keys(self) -> dict[str, int]:
+        with self._lock:
+            return dict(self._revoked_keys)
 
     def ping(self) -> None:
         pass

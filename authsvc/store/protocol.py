@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -53,6 +54,17 @@ class Store(Protocol):
 
     def set_user_state(self, appid: str, openid: str, state: int) -> bool:
         """Set the state of a known user; False if there is no such user."""
+
+    def drop_logins(self, sealed_start: bytes) -> int:
+        """Delete every login whose sealed session_key begins with these bytes: those under one sealing key, which is
+        burnt. Returns how many there were."""
+
+    def note_revoked_keys(self, revoked: Mapping[str, int]) -> None:
+        """Remember keys (id → Unix seconds of their revocation), for good: a key folder restored from an old backup
+        does not know of them. What is known already stays as it is."""
+
+    def revoked_keys(self) -> dict[str, int]:
+        """Every key that was ever noted, with the time."""
 
     def ping(self) -> None:
         """Return if a write works now; changes nothing."""

@@ -1,4 +1,4 @@
-"""The two tables of the side store, for every SQL engine. What changes here needs a migration beside it."""
+"""The tables of the side store, for every SQL engine. What changes here needs a migration beside it."""
 
 from __future__ import annotations
 
@@ -42,5 +42,13 @@ USERS: Final = Table(
     Column("unionid", _name(128), nullable=True),
     Column("first_login_at", BigInteger, nullable=False),
     Column("last_login_at", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+REVOKED_KEYS: Final = Table(
+    "revoked_keys",
+    METADATA,
+    Column("key_id", _name(64), primary_key=True),
+    Column("revoked_at", BigInteger, nullable=False),
     sqlite_with_rowid=False,
 )

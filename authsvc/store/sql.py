@@ -21,7 +21,7 @@ from sqlalchemy.sql.elements import ClauseElement
 
 from authsvc.errors import StoreUnavailable, UserBanned
 from authsvc.store.protocol import KEPT_LOGINS, STATE_ACTIVE, STATE_BANNED, LoginRow, UserRow
-from authsvc.store.schema import LOGINS, USERS
+from authsvc.store.schema import LOGINS, REVOKED_KEYS, USERS
 
 # Names that end in `_` are values of the call; without it they would be taken for columns to be set.
 _IS_USER = (USERS.c.appid == bindparam("appid_"), USERS.c.openid == bindparam("openid_"))
@@ -61,6 +61,16 @@ _LIVE_LOGINS: Final = (
     .where(*_IS_USERS_LOGIN, LOGINS.c.expires_at > bindparam("now_"))
     .order_by(*_LAST_STARTED_FIRST)
 )
+_DROP_LOGINS: Final = LOGINS.delete().where(
+    func.substr(
+        LOGINS.c.sealed_session_key,
+        literal_column("1"),
+        bindparam("start_bytes_", type_=LOGINS.c.created_at.type),
+    )
+    == bindparam("start_", type_=LOGINS.c.sealed_session_key.type)
+)
+_ADD_REVOKED_KEY: Final = REVOKED_KEYS.insert()
+_REVOKED_KEYS: Final = select(REVOKED_KEYS.c.key_id, REVOKED_KEYS.c.revoked_at)
 
 
 class _Statement:
@@ -104,6 +114,9 @@ class SqlStore:
         self._set_state = _Statement(_SET_STATE, engine.dialect)
         self._user = _Statement(_USER, engine.dialect)
         self._live_logins = _Statement(_LIVE_LOGINS, engine.dialect)
+        self._drop_logins = _Statement(_DROP_LOGINS, engine.dialect)
+        self._add_revoked_key = _Statement(_ADD_REVOKED_KEY, engine.dialect)
+        self._revoked_keys = _Statement(_REVOKED_KEYS, engine.dialect)
 
     def put_login(self, login: LoginRow, *, unionid: str | None) -> None:
         values = {
@@ -162,6 +175,33 @@ class SqlStore:
         with self._connection() as connection, self._written(connection) as cursor:
             self._set_state.run(cursor, {"appid_": appid, "openid_": openid, "state_": state})
             return bool(cursor.rowcount)
+
+    def drop_logins(self, sealed_start: bytes) -> int:
+        values = {"start_": sealed_start, "start_bytes_": len(sealed_start)}
+        with self._connection() as connection, self._written(connection) as cursor:
+            self._drop_logins.run(cursor, values)
+            return int(cursor.rowcount)
+
+    def note_revoked_keys(self, revoked: Mapping[str, int]) -> None:
+        with self._connection() as connection:
+            try:
+                self._note_revoked_keys(connection, revoked)
+            except self._dbapi.IntegrityError:
+                # Another process noted one of them between our look and our insert.
+                connection.rollback()
+                self._note_revoked_keys(connection, revoked)
+
+    def _note_revoked_keys(self, connection: PoolProxiedConnection, revoked: Mapping[str, int]) -> None:
+        with self._written(connection) as cursor:
+            self._revoked_keys.run(cursor, {})
+            known = {row[0] for row in cursor.fetchall()}
+            for key_id in sorted(revoked.keys() - known):
+                self._add_revoked_key.run(cursor, {"key_id": key_id, "revoked_at": revoked[key_id]})
+
+    def revoked_keys(self) -> dict[str, int]:
+        with self._connection() as connection, _cursor(connection) as cursor:
+            self._revoked_keys.run(cursor, {})
+            return dict(cursor.fetchall())
 
     def ping(self) -> None:
         # Nobody has this name; but a store that is locked, full or read-only says so.

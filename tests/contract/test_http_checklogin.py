@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -124,6 +125,15 @@ class _NoStore:
         raise AssertionError("checklogin touched the store")
 
     def set_user_state(self, appid: str, openid: str, state: int) -> bool:
+        raise AssertionError("checklogin touched the store")
+
+    def drop_logins(self, sealed_start: bytes) -> int:
+        raise AssertionError("checklogin touched the store")
+
+    def note_revoked_keys(self, revoked: Mapping[str, int]) -> None:
+        raise AssertionError("checklogin touched the store")
+
+    def revoked_keys(self) -> dict[str, int]:
         raise AssertionError("checklogin touched the store")
 
     def ping(self) -> None:

@@ -289,6 +289,37 @@ def test_setting_the_state_changes_nothing_else(store: Store) -> None:
     assert store.logins("wx-a", "oUser", now=NOW) == (row,)
 
 
+# ---- keys that are burnt ------------------------------------------------------------------------
+
+
+def test_logins_under_a_burnt_key_are_dropped_and_no_others(store: Store) -> None:
+    burnt, good = b"\x01\x00%_\xff", b"\x01\x00%_\xfe"
+    for number, start in enumerate((burnt, good, burnt, good)):
+        row = replace(login(f"s{number}", openid=f"o{number % 3}"), sealed_session_key=start + b"rest")
+        store.put_login(row, unionid=None)
+    assert store.drop_logins(burnt) == 2
+    assert [sids(store, openid=f"o{user}") for user in range(3)] == [["s3"], ["s1"], []]
+    assert store.drop_logins(burnt) == 0
+    assert store.user("wx-a", "o2") is not None
+
+
+def test_revoked_keys_are_remembered_with_their_first_time(store: Store) -> None:
+    assert store.revoked_keys() == {}
+    store.note_revoked_keys({"a" * 43: NOW, "A" * 43: NOW + 1})
+    store.note_revoked_keys({"a" * 43: NOW + 9, "00000001": NOW + 2})
+    assert store.revoked_keys() == {"a" * 43: NOW, "A" * 43: NOW + 1, "00000001": NOW + 2}
+
+
+def test_sixteen_threads_note_the_same_keys_and_all_succeed(store: Store) -> None:
+    revoked = {f"{number:08x}": NOW for number in range(5)}
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda _: store.note_revoked_keys(revoked), range(16)))
+    assert store.revoked_keys() == revoked
+
+
+# ---- the rest -----------------------------------------------------------------------------------
+
+
 def test_a_ping_to_a_working_store_returns(store: Store) -> None:
     store.ping()
 

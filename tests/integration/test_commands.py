@@ -39,7 +39,7 @@ def test_keys_init_makes_keys_once_and_says_what_it_did(tmp_path: Path) -> None:
     assert (again.returncode, "nothing was changed" in again.stdout) == (0, True)
     assert (tmp_path / "keys" / MANIFEST).read_bytes() == manifest
     as_json = authsvc("keys", "init", "--json", cwd=tmp_path)
-    assert json.loads(as_json.stdout) == {"made": False, "folder": str(tmp_path / "keys")}
+    assert json.loads(as_json.stdout) == {"made": False, "folder": str(tmp_path / "keys"), "steps": []}
 
 
 def test_keys_init_takes_a_policy_and_holds_it_to_the_formula(tmp_path: Path) -> None:

@@ -21,16 +21,15 @@ from flask.testing import FlaskClient
 from authsvc.clock import SystemClock
 from authsvc.errors import AuthsvcError
 from authsvc.http.app import create_app
-from authsvc.keyfiles import KeyFolder
 from authsvc.keyset import Lifecycle
 from authsvc.sandbox.faults import FAULTS
 from authsvc.sandbox.server import SandboxServer
 from authsvc.sandbox.wechat import SandboxWeChat
-from authsvc.settings import KeySettings, load_settings
+from authsvc.settings import load_settings
 from authsvc.store import open_store
 from authsvc.telemetry import configure_logging
 from authsvc.wechat import App, WeChatClient, new_session
-from authsvc.wiring import build_services, init_keys, prepare
+from authsvc.wiring import build_services, init_keys, open_keys, prepare
 from tests.support.service import free_port
 
 APPID = "wx1234567890abcdef"
@@ -96,12 +95,15 @@ def _everything(folder: Path, wechat: SandboxServer, url: str) -> Iterator[Every
         "alembic",
     ):
         logging.getLogger(name).setLevel(logging.DEBUG)
-    init_keys(KeySettings(settings.keys, False, "ES256", False), Lifecycle(), clock=clock)
+    init_keys(settings.keys, Lifecycle(), clock=clock)
     prepare(settings, clock=clock)
-    keyring = KeyFolder(settings.keys).load(now=clock.now())
+    keyring = open_keys(settings.keys).load(now=clock.now())
     store = open_store(settings.store_url)
     try:
-        app = create_app(build_services(settings, clock=clock, keys=lambda: keyring, store=store))
+        services = build_services(
+            settings, clock=clock, keys=lambda: keyring, keys_are_current=lambda: True, store=store
+        )
+        app = create_app(services)
         yield Everything(app.test_client(), wechat, folder, log)
     finally:
         store.close()

@@ -56,6 +56,7 @@ class FakeService:
     with_unionid: bool = False
     access_log: AccessLog = "all"
     places: int = 4
+    keys_are_current: bool = True
 
     def client(self) -> FlaskClient:
         terms = TokenTerms(ISSUER, AUDIENCE, self.typ, 7200, 259_200, self.with_unionid)
@@ -72,6 +73,7 @@ class FakeService:
             login=login,
             verifier=Verifier(self.ring, Policy(ISSUER, AUDIENCE), clock=self.clock),
             keys=lambda: self.ring,
+            keys_are_current=lambda: self.keys_are_current,
             store=self.store,
             wechat=self.wechat,
             places=BoundedSemaphore(self.places),

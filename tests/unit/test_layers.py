@@ -15,7 +15,7 @@ LAYERS: list[set[str]] = [
     {"errors", "clock", "encoding", "durable"},
     {"claims", "jwk", "keyset", "manifest", "rotation", "keyreport"},
     {"tokens", "sealing", "keyring", "keyparts", "keyfiles"},
-    {"verifier", "wechat", "store", "sandbox", "telemetry"},
+    {"verifier", "wechat", "store", "sandbox", "telemetry", "keeper", "keyexport", "drill"},
     {"login"},
     {"http"},
     {"settings", "wiring", "cli", "demo", "__main__"},

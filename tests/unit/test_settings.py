@@ -32,8 +32,8 @@ def test_the_defaults_are_those_of_the_readme() -> None:
         "https://api2.weixin.qq.com",
     )
     assert (settings.wechat_timeout_s, settings.wechat_in_flight) == (5, 48)
-    assert (settings.alg, settings.typ, settings.audience, settings.token_ttl_s) == ("ES256", "at+jwt", "api", 7200)
-    assert (settings.keys, settings.store_url) == (Path("keys"), "sqlite:///authsvc.db")
+    assert (settings.keys.alg, settings.typ, settings.audience, settings.token_ttl_s) == (None, "at+jwt", "api", 7200)
+    assert (settings.keys.path, settings.store_url) == (Path("keys"), "sqlite:///authsvc.db")
     assert settings.session_key_ttl_s == 259_200
     assert settings.with_unionid is False
     assert settings.warnings == ()
@@ -42,7 +42,7 @@ def test_the_defaults_are_those_of_the_readme() -> None:
 def test_the_sandbox_has_its_own_folder_and_issuer() -> None:
     settings = _load(SANDBOX | {"AUTHSVC_PORT": "3100"})
     assert settings.issuer == "http://127.0.0.1:3100"
-    assert settings.keys == Path(".sandbox/keys")
+    assert settings.keys.path == Path(".sandbox/keys")
     assert settings.store_url == "sqlite:///.sandbox/authsvc.db"
     assert settings.sandbox
 
@@ -77,7 +77,7 @@ def test_every_problem_is_named_at_once() -> None:
             "AUTHSVC_TOKEN_TTL": "86401",
             "AUTHSVC_ALG": "HS256",
             "AUTHSVC_WECHAT_URL": "http://api.example.com",
-            "AUTHSVC_KEYS_PASSPHRASE": "SECRETMARKER",
+            "AUTHSVC_KEYS_PASSPHRASE": "MARKER",
             "AUTHSVC_STORE": "postgresql://user:SECRETMARKER@db/authsvc",
         }
     )
@@ -104,7 +104,7 @@ def test_an_issuer_that_no_token_could_carry_is_refused(value: str) -> None:
 
 
 def test_a_path_may_be_in_any_language() -> None:
-    assert _load(REAL | {"AUTHSVC_KEYS": "/home/小明/keys"}).keys == Path("/home/小明/keys")
+    assert _load(REAL | {"AUTHSVC_KEYS": "/home/小明/keys"}).keys.path == Path("/home/小明/keys")
 
 
 def test_who_mixes_up_appid_and_secret_does_not_see_the_secret_in_the_table() -> None:
@@ -206,7 +206,7 @@ def test_dotenv_fills_in_what_the_environment_leaves_open(tmp_path: Path) -> Non
     dotenv = tmp_path / ".env"
     dotenv.write_text("AUTHSVC_PORT=3100\nAUTHSVC_AUDIENCE='shop $HOME'\nOTHER=1\n# AUTHSVC_ALG=EdDSA\n")
     settings = _load(REAL | {"AUTHSVC_PORT": "3200"}, dotenv=dotenv)
-    assert (settings.port, settings.audience, settings.alg) == (3200, "shop $HOME", "ES256")
+    assert (settings.port, settings.audience, settings.keys.alg) == (3200, "shop $HOME", None)
     origins = {setting.name: setting.origin for setting in settings.table}
     assert origins["AUTHSVC_PORT"] == "environment"
     assert origins["AUTHSVC_AUDIENCE"] == ".env"
@@ -244,7 +244,7 @@ def test_what_kubernetes_puts_into_a_pod_is_told_from_a_setting() -> None:
     assert "enableServiceLinks" in _problems(REAL | links | {"AUTHSVC_PORT": "tcp://10.0.0.1:80"})
 
 
-@pytest.mark.parametrize("name", ["LOGIN_RATE", "OPS_TOKEN", "SERVICE_TOKENS", "ROTATE_EVERY", "TRUSTED_PROXIES"])
+@pytest.mark.parametrize("name", ["LOGIN_RATE", "OPS_TOKEN", "SERVICE_TOKENS", "TRUSTED_PROXIES"])
 def test_a_setting_without_effect_is_said(name: str) -> None:
     assert any(
         f"AUTHSVC_{name} has no effect" in warning for warning in _load(REAL | {f"AUTHSVC_{name}": "1"}).warnings
@@ -252,7 +252,9 @@ def test_a_setting_without_effect_is_said(name: str) -> None:
 
 
 def test_the_table_has_every_setting_and_no_secret() -> None:
-    secrets = {f"AUTHSVC_{name}": "SECRETMARKER" for name in ("SECRET", "OPS_TOKEN", "SERVICE_TOKENS")}
+    secrets = {
+        f"AUTHSVC_{name}": "SECRETMARKER" for name in ("SECRET", "KEYS_PASSPHRASE", "OPS_TOKEN", "SERVICE_TOKENS")
+    }
     settings = _load(REAL | secrets)
     shown = {setting.name: setting.shown for setting in settings.table}
     assert shown.keys() == {f"AUTHSVC_{name}" for name in Environment.model_fields}
@@ -262,7 +264,15 @@ def test_the_table_has_every_setting_and_no_secret() -> None:
 
 
 def test_the_key_commands_need_no_app(tmp_path: Path) -> None:
-    found = load_key_settings({"AUTHSVC_KEYS": str(tmp_path), "AUTHSVC_ALG": "EdDSA", "AUTHSVC_PORT": "x"}, dotenv=None)
+    environ = {"AUTHSVC_KEYS": str(tmp_path), "AUTHSVC_ALG": "EdDSA", "AUTHSVC_PORT": "x"}
+    found, store_url = load_key_settings(environ, dotenv=None)
     assert (found.path, found.alg, found.sandbox) == (tmp_path, "EdDSA", False)
-    with pytest.raises(SettingsError):
-        load_key_settings({"AUTHSVC_ALG": "none"}, dotenv=None)
+    assert (found.rotate_every_s, store_url) == (2_592_000, "sqlite:///authsvc.db")
+    for name, bad in (("ALG", "none"), ("ROTATE_EVERY", "-1"), ("STORE", "x://y"), ("KEYS_PASSPHRASE", "short")):
+        with pytest.raises(SettingsError, match=f"AUTHSVC_{name}"):
+            load_key_settings({f"AUTHSVC_{name}": bad}, dotenv=None)
+
+
+def test_an_algorithm_that_nobody_named_is_left_to_the_keys_there_are() -> None:
+    assert _load(REAL).keys.alg is None
+    assert _load(REAL | {"AUTHSVC_ALG": "ES256"}).keys.alg == "ES256"

@@ -1,18 +1,15 @@
-"""The commands. Each reads the environment, calls one function, and says in plain words what came of it."""
+"""Run the service, look at its settings, try it."""
 
 from __future__ import annotations
 
 import functools
-import json
 import os
 import sys
-from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import fields, replace
+from dataclasses import replace
 from importlib.metadata import version
 from multiprocessing import get_start_method
-from pathlib import Path
-from typing import Any, Final, ParamSpec, TypeVar
+from typing import Any, Final
 
 import click
 from rich.console import Console
@@ -20,66 +17,35 @@ from rich.table import Table
 from rich.text import Text
 
 from authsvc import demo as demo_steps
+from authsvc.cli.shared import DOTENV, console, plain_errors
 from authsvc.clock import SystemClock
-from authsvc.errors import AuthsvcError, SettingsError
 from authsvc.http.server import free_address
 from authsvc.http.server import serve as serve_http
 from authsvc.keyring import Keyring
-from authsvc.keyset import Lifecycle
 from authsvc.sandbox.process import SandboxProcess, noted_addresses
 from authsvc.settings import (
     SANDBOX_APPID,
     SANDBOX_FOLDER,
     SANDBOX_SECRET,
     Settings,
-    load_key_settings,
     load_settings,
 )
 from authsvc.store import store_path
 from authsvc.telemetry import configure_logging
-from authsvc.wiring import build_app, init_keys, prepare
+from authsvc.wiring import build_app, prepare
 
-DOTENV: Final = Path(".env")
 ADDRESSES: Final = SANDBOX_FOLDER / "addresses.json"
 
 # Where to reach a service that listens everywhere.
 _EVERYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
-
-
-def _plain_errors(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """An error that we foresaw is a sentence and exit status 2, not a traceback."""
-
-    @functools.wraps(function)
-    def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        try:
-            return function(*args, **kwargs)
-        except SettingsError as error:
-            click.echo("authsvc cannot start with these settings:", err=True)
-            for problem in error.problems:
-                click.echo(f"  - {problem}", err=True)
-            sys.exit(2)
-        except AuthsvcError as error:
-            click.echo(f"authsvc: {error}", err=True)
-            sys.exit(2)
-
-    return wrapped
-
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(version("authsvc"), prog_name="authsvc")
-def command() -> None:
-    """Login for WeChat mini-programs: a code in, a signed token out."""
-
 
 _or_sandbox = click.option("--or-sandbox", is_flag=True, help="Without any app configured, use the WeChat sandbox.")
 
 
-@command.command()
+@click.command()
 @_or_sandbox
-@_plain_errors
+@plain_errors
 def serve(or_sandbox: bool) -> None:
     """Run the service, from the environment alone, until Ctrl-C."""
     configure_logging(sys.stderr)
@@ -105,9 +71,9 @@ def serve(or_sandbox: bool) -> None:
         )
 
 
-@command.command()
+@click.command()
 @_or_sandbox
-@_plain_errors
+@plain_errors
 def config(or_sandbox: bool) -> None:
     """Print the settings that are in force, secrets masked."""
     settings = _settings(or_sandbox=or_sandbox)
@@ -115,56 +81,18 @@ def config(or_sandbox: bool) -> None:
     for setting in settings.table:
         # As text: a value in square brackets is no markup of rich.
         table.add_row(setting.name, Text(setting.shown), setting.origin)
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    console().print(table)
     for warning in settings.warnings:
         click.echo(f"warning: {warning}")
 
 
-@command.command()
+@click.command()
 @click.option("--service", help="Where the service answers; by default that of the `make run` in this folder.")
 @click.option("--sandbox", help="Where its sandbox answers.")
-@_plain_errors
+@plain_errors
 def demo(service: str | None, sandbox: str | None) -> None:
     """Play the mini-program against a running `make run`, and show every request and reply."""
     sys.exit(demo_steps.run(Console(), ADDRESSES, service_url=service, sandbox_url=sandbox))
-
-
-@command.group()
-def keys() -> None:
-    """The key folder."""
-
-
-def _lifecycle_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    for member in reversed(fields(Lifecycle)):
-        name = member.name.removesuffix("_s").replace("_", "-")
-        option = click.option(
-            f"--{name}", member.name, type=click.IntRange(min=0), default=member.default, show_default=True
-        )
-        function = option(function)
-    return function
-
-
-@keys.command("init")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@_lifecycle_options
-@_plain_errors
-def keys_init(as_json: bool, **policy: int) -> None:
-    """Make the first keys: a signing key, its standby, a sealing key. Does nothing if there are keys.
-
-    The options are the policy of the key folder, in seconds.
-    """
-    settings = load_key_settings(os.environ, dotenv=DOTENV)
-    made = init_keys(settings, Lifecycle(**policy), clock=SystemClock())
-    folder = settings.path.absolute()
-    if as_json:
-        click.echo(json.dumps({"made": made, "folder": str(folder)}))
-    elif made:
-        click.echo(
-            f"Made {settings.alg} keys in {folder}: one signs now, its standby is published, one seals the store."
-        )
-        click.echo("Back this folder up where only operators can read. Without it everybody has to log in again.")
-    else:
-        click.echo(f"There are keys in {folder} already; nothing was changed.")
 
 
 def _settings(*, or_sandbox: bool) -> Settings:
@@ -197,7 +125,7 @@ def _announce(settings: Settings, said: tuple[str, ...]) -> None:
             "Not for production."
         )
     lines.append(
-        f"keys: {settings.keys.absolute()} · store: {store_path(settings.store_url)} · issuer: {settings.issuer}"
+        f"keys: {settings.keys.path.absolute()} · store: {store_path(settings.store_url)} · issuer: {settings.issuer}"
     )
     lines.extend(said)
     lines.extend(f"WARNING: {warning}" for warning in settings.warnings)

@@ -1,0 +1,22 @@
+"""The commands. Each reads the environment, calls one function, and says in plain words what came of it."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+import click
+
+from authsvc.cli.keys import keys
+from authsvc.cli.serve import config, demo, serve
+
+__all__ = ["command"]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version("authsvc"), prog_name="authsvc")
+def command() -> None:
+    """Login for WeChat mini-programs: a code in, a signed token out."""
+
+
+for subcommand in (serve, config, demo, keys):
+    command.add_command(subcommand)

@@ -1,0 +1,176 @@
+"""Keeps the keys of a worker process current, and has them rotated when that is due.
+
+Every worker looks at the manifest once a second and swaps to a newer one that is whole. Every worker also knows when
+something is due; the lock on the folder sees to it that exactly one does it, on all hosts that share the folder.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import structlog
+
+from authsvc.clock import Clock
+from authsvc.errors import KeysConflict, KeysError, StoreUnavailable
+from authsvc.keyfiles import KeyFolder
+from authsvc.keyreport import changes
+from authsvc.keyring import Keyring
+from authsvc.keyset import Keyset, Kind
+from authsvc.rotation import needs_tick, tick
+
+LOOK_EVERY_S: Final = 1.0
+
+# A folder that cannot be read or written is said at once, and then once a minute.
+_SAY_AGAIN_S: Final = 60.0
+_TRY_AGAIN_S: Final = 60.0
+
+_log = structlog.get_logger("authsvc.keys")
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """How this service rotates by itself."""
+
+    every_s: int  # 0: only clears away what has ended
+    alg: str | None  # of keys to be made; None: as those there are
+    random_bytes: Callable[[int], bytes] = field(repr=False)
+
+
+class KeyKeeper:
+    """The keys in force in this process. `current` is for any thread; `look` for one at a time."""
+
+    def __init__(
+        self,
+        folder: KeyFolder,
+        keyring: Keyring,
+        *,
+        clock: Clock,
+        rotation: Rotation,
+        remember: Callable[[Mapping[str, int]], None],
+    ) -> None:
+        """`remember` gets every revoked key once (id → Unix seconds), and again until it does not raise
+        StoreUnavailable."""
+        self._folder = folder
+        self._keyring = keyring
+        self._clock = clock
+        self._rotation = rotation
+        self._remember = remember
+        self._version: object = None
+        self._remembered: set[str] = set()
+        self._ticked_at = 0
+        self._tick_again_at = 0.0
+        self._problem: str | None = None
+        self._said: dict[str, tuple[str, float]] = {}
+
+    def current(self) -> Keyring:
+        """The keys of the newest manifest that was whole when this process looked."""
+        return self._keyring
+
+    @property
+    def problem(self) -> str | None:
+        """Why the manifest that lies in the folder is not the one in force; None if it is."""
+        return self._problem
+
+    def start(self) -> None:
+        """Look once a second from now on, in a thread that ends with the process. After a fork, not before."""
+        threading.Thread(target=self._run, name="authsvc-keys", daemon=True).start()
+
+    def look(self) -> None:
+        """Take over a newer manifest, and do what is due. Never raises what the folder or the store may do."""
+        self._reload()
+        self._remember_revoked()
+        if not self._folder.is_read_only and self._is_due() and self._tick():
+            self._reload()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                self.look()
+            except Exception as error:  # noqa: BLE001 - a keeper that has died would leave the worker with its keys
+                self._say("unexpected_error", type(error).__name__, exc_info=error)
+            time.sleep(LOOK_EVERY_S)
+
+    # ---- reload ----
+
+    def _reload(self) -> None:
+        version = self._folder.version()
+        if version == self._version and self._problem is None:
+            return
+        try:
+            found = self._folder.load(now=self._clock.now(), known=self._keyring)
+            self._check_is_newer(found.keyset)
+        except KeysError as error:
+            self._problem = str(error)
+            self._say("keys_not_reloaded", str(error), generation_in_force=self._keyring.keyset.generation)
+            return
+        self._version, self._problem = version, None
+        if found.keyset != self._keyring.keyset:
+            self._keyring = found
+            now = self._clock.now()
+            _log.info("keys_loaded", generation=found.keyset.generation, kid=found.signing_key(now=now).kid)
+
+    def _check_is_newer(self, found: Keyset) -> None:
+        in_force = self._keyring.keyset
+        if found == in_force:
+            return
+        if found.generation <= in_force.generation:
+            raise KeysError(
+                f"{self._folder.path} went back to generation {found.generation} from {in_force.generation}: an old "
+                "backup, or two folders that were mixed up; mend: restore the newer one, or restart the service if "
+                "the older one is meant"
+            )
+
+    def _remember_revoked(self) -> None:
+        revoked = {key.id: key.revoked_at for key in self._keyring.keyset.keys if key.revoked_at is not None}
+        if revoked.keys() <= self._remembered:
+            return
+        try:
+            self._remember(revoked)
+        except StoreUnavailable as error:
+            self._say("revocation_not_remembered", str(error))
+        else:
+            self._remembered |= revoked.keys()
+
+    # ---- rotation ----
+
+    def _is_due(self) -> bool:
+        now = self._clock.now()
+        return time.monotonic() >= self._tick_again_at and needs_tick(
+            self._keyring.keyset, now=now, since=self._ticked_at, rotate_every_s=self._rotation.every_s
+        )
+
+    def _tick(self) -> bool:
+        """Do what is due, if it still is when the lock is ours. False if nothing was changed."""
+        now = self._clock.now()
+        try:
+            change = self._folder.change(
+                lambda keyset, new: tick(
+                    keyset, new, now=now, rotate_every_s=self._rotation.every_s, alg=self._rotation.alg
+                ),
+                now=now,
+                random_bytes=self._rotation.random_bytes,
+                wait_s=0,
+            )
+        except KeysConflict:
+            return False  # somebody is at it; the next look shows what came of it
+        except KeysError as error:
+            self._tick_again_at = time.monotonic() + _TRY_AGAIN_S
+            self._say("keys_not_rotated", str(error))
+            return False
+        self._ticked_at = now
+        if change.is_one:
+            steps = [f"{step.what} {step.key.id}" for step in changes(change.before, change.after, now=now)]
+            active = change.after.active(Kind.SIGNING, now=now)
+            _log.info("keys_rotated", generation=change.after.generation, kid=active.id, steps=steps)
+        return change.is_one
+
+    def _say(self, event: str, problem: str, **fields: Any) -> None:
+        """Each second would fill the log with it."""
+        said, at = self._said.get(event, ("", 0.0))
+        if problem != said or time.monotonic() >= at + _SAY_AGAIN_S:
+            self._said[event] = problem, time.monotonic()
+            _log.error(event, problem=problem, **fields)
