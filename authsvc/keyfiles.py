@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -50,6 +51,7 @@ _MAX_MANIFEST_BYTES: Final = 1 << 20
 _MAX_KEY_BYTES: Final = 1 << 16
 _LOCK_WAIT_S: Final = 5.0
 _READ_ATTEMPTS: Final = 20
+_LATE_S: Final = 60  # by then a running service has destroyed what has ended
 
 Transition: TypeAlias = Callable[[Keyset, NewKeys], Keyset]
 """One of `rotation`, with everything but keyset and new keys filled in."""
@@ -148,6 +150,12 @@ class KeyFolder:
                         self._parse_part(self._read(folder, record.file, _MAX_KEY_BYTES, problems), record)
                 except KeysError as error:
                     problems.append(str(error))
+                ends_at = record.part_ends_at(keyset.lifecycle)
+                if ends_at is not None and now >= ends_at + _LATE_S and _is_there(folder, record.file):
+                    problems.append(
+                        f"{self.path / record.file} was to be destroyed {now - ends_at} s ago; mend: make keys-prune, "
+                        "or let the service run, which does it"
+                    )
             named = {record.file for record in keyset.keys}
             strays = sorted(n for n in os.listdir(folder) if n.startswith(_PARTS) and n not in named)
         return Inspection(keyset, tuple(problems), tuple(strays))
@@ -246,7 +254,12 @@ class KeyFolder:
         self, passphrase: str | None, *, now: int, random_bytes: Callable[[int], bytes]
     ) -> tuple[KeyFolder, Change]:
         """Write every private part anew under another passphrase, or in clear: new files, the manifest, then the old
-        files go. Returns the folder as it is to be opened from now on. Raises: KeysError, KeysConflict."""
+        files go. Returns the folder as it is to be opened from now on.
+
+        Raises: KeysError, also if that is the passphrase already; KeysConflict.
+        """
+        if passphrase == self._passphrase:
+            raise KeysError(f"{self.path} is so already; nothing was changed")
         other = KeyFolder(self.path, passphrase=passphrase)
         with self._locked(_LOCK_WAIT_S):
             with self._nothing_changed():
@@ -301,8 +314,7 @@ class KeyFolder:
         except FileNotFoundError:
             raise self._missing(MANIFEST) from None
         found = os.fstat(folder)
-        if found.st_uid not in (os.geteuid(), 0):
-            _complain(f"{self.path} belongs to another user; mend: chown it to the user of the service", problems)
+        _check_owner(self.path, found, problems)
         mode = stat.S_IMODE(found.st_mode)
         if self._group_read:
             # The files carry the protection; of the folder only that nobody else can put files into it.
@@ -324,8 +336,7 @@ class KeyFolder:
             found = os.fstat(file.fileno())
             if not stat.S_ISREG(found.st_mode):
                 raise KeysError(f"{path} is no regular file")
-            if found.st_uid not in (os.geteuid(), 0):
-                _complain(f"{path} belongs to another user; mend: chown it to the user of the service", problems)
+            _check_owner(path, found, problems)
             mode = stat.S_IMODE(found.st_mode)
             if mode & (0o037 if self._group_read else 0o077):
                 mend = f"chmod {'640' if self._group_read else '600'} {path}"
@@ -553,10 +564,33 @@ class _Maker:
         self.parts[record.file] = part
 
 
+def _is_there(folder: int, name: str) -> bool:
+    try:
+        os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def _complain(problem: str, problems: list[str] | None) -> None:
     if problems is None:
         raise KeysError(problem)
     problems.append(problem)
+
+
+def _check_owner(path: Path, found: os.stat_result, problems: list[str] | None) -> None:
+    if found.st_uid not in (os.geteuid(), 0):
+        owner, we = _user(found.st_uid), _user(os.geteuid())
+        # As root too: what root writes here, the service cannot read.
+        mend = f"run this as {owner} (sudo -u {owner} …), or chown it to {we} if the service runs as that"
+        _complain(f"{path} belongs to another user, {owner}; mend: {mend}", problems)
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"#{uid}"
 
 
 def _ended_parts(keyset: Keyset, *, now: int) -> list[str]:

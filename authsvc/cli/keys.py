@@ -25,8 +25,8 @@ from authsvc.keyreport import changes, exposure, problems
 from authsvc.keyset import Keyset, Kind, Lifecycle
 from authsvc.rotation import prune, revoke, revoke_all, rotate, rotate_store, tick
 from authsvc.settings import KeySettings, load_key_settings
-from authsvc.store import store_path
-from authsvc.wiring import init_keys, open_keys, settle_revocation
+from authsvc.store import open_store, store_path
+from authsvc.wiring import check_not_revived, init_keys, open_keys, settle_revocation
 
 EXPORT_FOLDER: Final = Path(".public-keys")
 
@@ -105,7 +105,7 @@ def keys_status(as_json: bool) -> None:
     every_s = 0 if here.settings.group_read else here.settings.rotate_every_s
     found = here.folder.inspect(now=here.now)
     keyset = found.keyset
-    needs = [*found.problems, *problems(keyset, now=here.now, rotate_every_s=every_s)]
+    needs = [*found.problems, *problems(keyset, now=here.now, rotate_every_s=every_s), *_revived(here, keyset)]
     if as_json:
         _print_json(
             folder=str(here.folder.path),
@@ -139,6 +139,19 @@ def keys_status(as_json: bool) -> None:
         if not needs:
             click.echo("All is well: nothing needs you.")
     sys.exit(1 if needs else 0)
+
+
+def _revived(here: _Here, keyset: Keyset) -> list[str]:
+    if not store_path(here.store_url).exists():
+        return []
+    store = open_store(here.store_url)
+    try:
+        check_not_revived(keyset, store, here.folder.path)
+    except KeysError as error:
+        return [str(error)]
+    finally:
+        store.close()
+    return []
 
 
 # ---- rotate -------------------------------------------------------------------------------------
@@ -247,6 +260,7 @@ def keys_revoke(kid: str | None, everything: bool, reason: str, yes: bool, dry_r
     lines = [*warning] if dry_run or yes else []
     settled = True
     if not dry_run:
+        click.echo("The keys are revoked. Telling the side store takes some seconds more.", err=True)
         said, settled = _settle(here, change)
         lines = ["Revoked.", *lines, *said]
     _tell(here, change, lines, dry_run=dry_run, as_json=as_json, exposed=True)

@@ -68,9 +68,7 @@ def words(step: Step) -> str:
 
 
 def steps_table(steps: Sequence[Step], *, now: int) -> Table:
-    table = Table(
-        "when", "", Column("key", no_wrap=True), "what happens", box=None, pad_edge=False, padding=(0, 2, 0, 0)
-    )
+    table = _bare_table("when", "", Column("key", no_wrap=True), "what happens")
     for step in steps:
         at = now if step.at is None else step.at
         table.add_row(local_time(at), relative(max(at, now), now=now), f"{step.key.kind} {step.key.id}", words(step))

@@ -37,8 +37,8 @@ def of_rotation(change: Change, *, now: int, early: bool) -> list[str]:
 def of_store_rotation(change: Change, *, now: int) -> list[str]:
     """What `rotate-store` did, or why it did nothing."""
     scheduled = change.after.scheduled(Kind.SEALING, now=now)
-    assert scheduled is not None
-    assert scheduled.activate_at is not None
+    if scheduled is None or scheduled.activate_at is None:  # by a policy without any delay
+        return [f"{change.after.active(Kind.SEALING, now=now).id} seals from now on."]
     signs = f"{local_time(scheduled.activate_at)} ({relative(scheduled.activate_at, now=now)})"
     if change.before.key(scheduled.id) is not None:
         return [f"No new sealing key: {scheduled.id} is under way and seals from {signs}."]

@@ -16,7 +16,7 @@ from authsvc.errors import AuthsvcError, SettingsError
 
 DOTENV: Final = Path(".env")
 
-_WIDTH_WITHOUT_TERMINAL: Final = 200
+_WIDTH_WITHOUT_TERMINAL: Final = 400  # a line that a file or a pipe gets is not broken
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")

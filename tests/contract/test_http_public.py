@@ -8,6 +8,7 @@ import pytest
 
 from authsvc.errors import StoreUnavailable
 from authsvc.jwk import ALGORITHMS
+from authsvc.keyset import Kind
 from authsvc.store.memory import MemoryStore
 from authsvc.tokens import JwkSet
 from tests.support.app import FakeService
@@ -33,6 +34,21 @@ def test_the_jwks_has_active_and_standby_with_public_members_alone(alg: str) -> 
 def test_the_jwks_may_be_cached_for_as_long_as_a_rotation_counts_on() -> None:
     reply = FakeService().client().get(JWKS)
     assert reply.headers["Cache-Control"] == "public, max-age=300, stale-while-revalidate=60, stale-if-error=3600"
+
+
+def test_after_a_revocation_the_jwks_is_fetched_anew_soon_until_no_older_one_can_be_around() -> None:
+    service = FakeService()
+    active, standby = service.ring.keyset.of(Kind.SIGNING)
+    keys = (replace(active, revoked_at=NOW), replace(standby, activate_at=NOW), *list(service.ring.keyset.keys)[2:])
+    service.ring = replace(service.ring, keyset=replace(service.ring.keyset, keys=keys))
+    client = service.client()
+    for after_s, said in ((0, "public, max-age=30, must-revalidate"), (1_084, "public, max-age=30, must-revalidate")):
+        service.clock.at = NOW + after_s
+        reply = client.get(JWKS)
+        assert reply.headers["Cache-Control"] == said
+        assert [key["kid"] for key in reply.get_json()["keys"]] == [standby.id]
+    service.clock.at = NOW + 1_085
+    assert "max-age=300" in client.get(JWKS).headers["Cache-Control"]
 
 
 def test_a_verifier_that_has_the_jwks_is_told_so_and_only_then() -> None:
@@ -85,6 +101,15 @@ def test_readyz_says_how_the_store_and_wechat_are_and_is_ready_without_them() ->
         assert reply.status_code == 200
         assert (found["keys"], found["store"], found["wechat"]) == ("ok", store, wechat)
         assert found["kid"] == service.ring.signing_key(now=NOW).kid
+
+
+def test_readyz_tells_the_generation_and_whether_it_is_the_folders() -> None:
+    service = FakeService()
+    found = service.client().get("/readyz").get_json()
+    assert (found["generation"], found["keys"]) == (1, "ok")
+    service.keys_are_current = False
+    reply = service.client().get("/readyz")
+    assert (reply.status_code, reply.get_json()["keys"]) == (200, "not reloaded")
 
 
 def test_readyz_fails_when_no_key_is_active() -> None:

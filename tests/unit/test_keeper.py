@@ -1,0 +1,275 @@
+"""The keeper of a worker's keys, look by look, over a real folder and a clock that the test sets."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import structlog.testing
+
+from authsvc.errors import KeysError, StoreUnavailable
+from authsvc.keeper import KeyKeeper, Rotation
+from authsvc.keyfiles import MANIFEST, Change, KeyFolder, Transition
+from authsvc.keyset import Kind, Lifecycle, Purpose
+from authsvc.rotation import revoke, rotate
+from tests.support.clock import NOW, FakeClock
+
+MONTH = 30 * 86_400
+
+
+class Memory:
+    """What the side store remembers."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, int] = {}
+        self.asked = 0
+        self.is_down = False
+
+    def __call__(self, revoked: Mapping[str, int]) -> None:
+        self.asked += 1
+        if self.is_down:
+            raise StoreUnavailable("gone")
+        self.known |= revoked
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> KeyFolder:
+    folder = KeyFolder(tmp_path / "keys")
+    folder.init(alg="ES256", purpose=Purpose.PRODUCTION, lifecycle=Lifecycle(), now=NOW, random_bytes=os.urandom)
+    return folder
+
+
+@pytest.fixture
+def memory() -> Memory:
+    return Memory()
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock(NOW + MONTH - 1)
+
+
+@pytest.fixture
+def keeper(folder: KeyFolder, clock: FakeClock, memory: Memory) -> KeyKeeper:
+    return _keeper(folder, clock, memory)
+
+
+def _keeper(folder: KeyFolder, clock: FakeClock, memory: Memory, *, every_s: int = MONTH) -> KeyKeeper:
+    return KeyKeeper(
+        folder,
+        folder.load(now=clock.at),
+        clock=clock,
+        rotation=Rotation(every_s, None, os.urandom),
+        remember=memory,
+    )
+
+
+def _change(folder: KeyFolder, transition: Transition, *, now: int) -> Change:
+    return KeyFolder(folder.path).change(transition, now=now, random_bytes=os.urandom)
+
+
+def _kid(keeper: KeyKeeper, clock: FakeClock) -> str:
+    return keeper.current().signing_key(now=clock.at).kid
+
+
+def test_a_newer_manifest_is_in_force_after_the_next_look(
+    folder: KeyFolder, keeper: KeyKeeper, clock: FakeClock
+) -> None:
+    keeper.look()
+    before = _kid(keeper, clock)
+    _change(folder, lambda k, new: rotate(k, new, now=clock.at), now=clock.at)
+    assert _kid(keeper, clock) == before
+    keeper.look()
+    assert _kid(keeper, clock) != before
+    assert keeper.problem is None
+
+
+def test_a_folder_that_has_not_changed_is_not_read_again(
+    folder: KeyFolder, keeper: KeyKeeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper.look()
+    monkeypatch.setattr(folder, "load", lambda **_: pytest.fail("the folder was read"))
+    keeper.look()
+
+
+def test_a_broken_manifest_is_said_once_and_the_keys_stay_in_force(
+    folder: KeyFolder, keeper: KeyKeeper, clock: FakeClock
+) -> None:
+    keeper.look()
+    before = keeper.current()
+    good = (folder.path / MANIFEST).read_bytes()
+    (folder.path / MANIFEST).write_bytes(b"{")
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(3):
+            keeper.look()
+    assert [(line["event"], line["log_level"]) for line in logs] == [("keys_not_reloaded", "error")]
+    assert MANIFEST in logs[0]["problem"]
+    assert keeper.current() is before
+    assert keeper.problem is not None
+    (folder.path / MANIFEST).write_bytes(good)
+    keeper.look()
+    assert keeper.problem is None
+
+
+def test_an_older_manifest_is_not_taken_back(
+    folder: KeyFolder, keeper: KeyKeeper, clock: FakeClock, tmp_path: Path
+) -> None:
+    """The backup has the stolen key as a good one."""
+    shutil.copytree(folder.path, tmp_path / "backup")
+    stolen = _kid(keeper, clock)
+    _change(folder, lambda k, new: revoke(k, new, stolen, now=clock.at, reason="stolen"), now=clock.at)
+    keeper.look()
+    shutil.copytree(tmp_path / "backup", folder.path, dirs_exist_ok=True)
+    keeper.look()
+    found = keeper.current().find(stolen, now=clock.at)
+    assert found is not None
+    assert found.revoked
+    assert "old backup" in (keeper.problem or "")
+
+
+def test_another_manifest_of_the_same_generation_is_not_taken(
+    folder: KeyFolder, keeper: KeyKeeper, clock: FakeClock, tmp_path: Path
+) -> None:
+    keeper.look()
+    shutil.copytree(folder.path, tmp_path / "twin")
+    for place in (folder, KeyFolder(tmp_path / "twin")):
+        _change(place, lambda k, new: rotate(k, new, now=clock.at), now=clock.at)
+    keeper.look()
+    before = _kid(keeper, clock)
+    shutil.copytree(tmp_path / "twin", folder.path, dirs_exist_ok=True)
+    keeper.look()
+    assert (_kid(keeper, clock), keeper.problem is None) == (before, False)
+
+
+def test_on_the_second_it_is_due_the_keeper_rotates_both_kinds_and_takes_them_over(
+    keeper: KeyKeeper, clock: FakeClock
+) -> None:
+    keeper.look()
+    before = _kid(keeper, clock)
+    clock.at += 1
+    with structlog.testing.capture_logs() as logs:
+        keeper.look()
+    assert _kid(keeper, clock) != before
+    assert keeper.current().keyset.scheduled(Kind.SEALING, now=clock.at) is not None
+    assert [line["event"] for line in logs] == ["keys_rotated", "keys_loaded"]
+
+
+def test_of_two_keepers_one_rotates_and_the_other_follows(folder: KeyFolder, clock: FakeClock, memory: Memory) -> None:
+    keepers = [_keeper(KeyFolder(folder.path), clock, memory) for _ in range(2)]
+    for keeper in keepers:
+        keeper.look()
+    clock.at += 1
+    for keeper in keepers:
+        keeper.look()
+    assert {keeper.current().keyset.generation for keeper in keepers} == {2}
+    assert len({_kid(keeper, clock) for keeper in keepers}) == 1
+
+
+def test_with_rotation_by_hand_what_has_ended_is_still_cleared_away(
+    folder: KeyFolder, clock: FakeClock, memory: Memory
+) -> None:
+    old = _change(folder, lambda k, new: rotate(k, new, now=clock.at), now=clock.at).before
+    part = folder.path / old.active(Kind.SIGNING, now=clock.at).file
+    keeper = _keeper(folder, clock, memory, every_s=0)
+    keeper.look()
+    clock.at += Lifecycle().last_use_s - 1
+    keeper.look()
+    assert part.exists()
+    clock.at += 1
+    keeper.look()
+    assert not part.exists()
+    clock.at += 100 * MONTH
+    keeper.look()
+    keyset = keeper.current().keyset
+    assert old.active(Kind.SIGNING, now=NOW).id not in [key.id for key in keyset.keys]
+    assert len(list(keyset.of(Kind.SIGNING))) == 2
+
+
+def test_a_folder_that_cannot_be_written_is_said_once_and_nothing_stops(
+    folder: KeyFolder, keeper: KeyKeeper, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper.look()
+    clock.at += 1
+    before = _kid(keeper, clock)
+
+    def full(*_args: object, **_kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched, structlog.testing.capture_logs() as logs:
+        patched.setattr(os, "write", full)
+        for _ in range(3):
+            keeper.look()
+    assert [line["event"] for line in logs] == ["keys_not_rotated"]
+    assert "No space left" in logs[0]["problem"]
+    assert _kid(keeper, clock) == before
+
+
+def test_a_lock_that_somebody_holds_is_waited_for_by_nobody(
+    folder: KeyFolder, keeper: KeyKeeper, clock: FakeClock
+) -> None:
+    keeper.look()
+    clock.at += 1
+    before = _kid(keeper, clock)
+    with folder._locked(0), structlog.testing.capture_logs() as logs:
+        keeper.look()
+    assert logs == []
+    assert _kid(keeper, clock) == before
+    keeper.look()
+    assert _kid(keeper, clock) != before
+
+
+def test_where_the_folder_is_read_only_nothing_is_rotated(folder: KeyFolder, clock: FakeClock, memory: Memory) -> None:
+    keeper = _keeper(KeyFolder(folder.path, group_read=True), clock, memory)
+    clock.at += MONTH
+    with structlog.testing.capture_logs() as logs:
+        keeper.look()
+    assert keeper.current().keyset.generation == 1
+    assert [line["log_level"] for line in logs] == []
+
+
+def test_every_revoked_key_is_remembered_once_and_again_while_the_store_is_away(
+    folder: KeyFolder, keeper: KeyKeeper, clock: FakeClock, memory: Memory
+) -> None:
+    stolen = _kid(keeper, clock)
+    _change(folder, lambda k, new: revoke(k, new, stolen, now=clock.at, reason="stolen"), now=clock.at)
+    memory.is_down = True
+    keeper.look()
+    assert memory.known == {}
+    memory.is_down = False
+    keeper.look()
+    assert memory.known == {stolen: clock.at}
+    asked = memory.asked
+    keeper.look()
+    assert memory.asked == asked
+
+
+def test_a_fault_of_its_own_does_not_end_the_keeper(keeper: KeyKeeper, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = []
+
+    def broken() -> None:
+        looks.append(1)
+        if len(looks) == 3:
+            raise SystemExit
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr(keeper, "look", broken)
+    monkeypatch.setattr("authsvc.keeper.time.sleep", lambda _: None)
+    with structlog.testing.capture_logs() as logs, pytest.raises(SystemExit):
+        keeper._run()
+    assert len(looks) == 3
+    assert [line["event"] for line in logs] == ["unexpected_error"]
+
+
+def test_a_clock_that_was_set_back_never_signs_with_a_key_whose_part_is_gone(
+    folder: KeyFolder, keeper: KeyKeeper, clock: FakeClock
+) -> None:
+    _change(folder, lambda k, new: rotate(k, new, now=clock.at), now=clock.at)
+    clock.at += Lifecycle().last_use_s
+    keeper.look()
+    ring = _keeper(folder, clock, Memory()).current()
+    assert ring.signing_key(now=clock.at)
+    with pytest.raises(KeysError, match="clock"):
+        ring.signing_key(now=clock.at - Lifecycle().last_use_s - 1)
