@@ -165,11 +165,11 @@ def _bound_to(kind: Kind, key_id: str) -> bytes:
 
 
 def _opened(document: dict[str, Any], passphrase: str, bound_to: bytes) -> bytes:
-    salt = base64_decode(document["scrypt"].pop("salt"))
+    parameters = document["scrypt"]
     # Ours and no other: parameters of somebody else's choice could ask for any amount of memory.
-    if document["format"] != _SECRET_FORMAT or document["scrypt"] != _SCRYPT:
+    if document["format"] != _SECRET_FORMAT or parameters != _SCRYPT | {"salt": parameters["salt"]}:
         raise BadPart("holds no key")
-    key = AESGCM(_derived(passphrase, salt))
+    key = AESGCM(_derived(passphrase, base64_decode(parameters["salt"])))
     return key.decrypt(base64_decode(document["nonce"]), base64_decode(document["sealed"]), bound_to)
 
 
