@@ -24,7 +24,7 @@ from authsvc.keyparts import MIN_PASSPHRASE_CHARS
 from authsvc.keyreport import changes, exposure, problems
 from authsvc.keyset import Keyset, Kind, Lifecycle
 from authsvc.rotation import prune, revoke, revoke_all, rotate, rotate_store, tick
-from authsvc.settings import KeySettings, load_key_settings
+from authsvc.settings import SANDBOX_FOLDER, KeySettings, load_key_settings
 from authsvc.store import open_store, store_path
 from authsvc.wiring import check_not_revived, init_keys, open_keys, settle_revocation
 
@@ -46,6 +46,19 @@ class _Here:
 def _here() -> _Here:
     settings, store_url = load_key_settings(os.environ, dotenv=DOTENV)
     return _Here(settings, store_url, open_keys(settings), SystemClock().now())
+
+
+def _here_with_keys() -> _Here:
+    """Raises: KeysError if there are none; who has only tried `make run` is shown where its keys are."""
+    here = _here()
+    if not here.folder.is_initialised() and not here.settings.sandbox:
+        sandbox = KeyFolder(SANDBOX_FOLDER / "keys")
+        if sandbox.is_initialised():
+            raise KeysError(
+                f"there are no keys in {here.folder.path} yet (make keys makes them); those of the sandbox, which "
+                f"make run uses, are in {sandbox.path}: set AUTHSVC_SANDBOX=1 for the command to work on them"
+            )
+    return here
 
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON, times as Unix seconds.")
@@ -101,7 +114,7 @@ def keys_init(as_json: bool, **policy: int) -> None:
 @plain_errors
 def keys_status(as_json: bool) -> None:
     """Every key, its state and what comes next; ends with status 1 if something needs the operator."""
-    here = _here()
+    here = _here_with_keys()
     every_s = 0 if here.settings.group_read else here.settings.rotate_every_s
     found = here.folder.inspect(now=here.now)
     keyset = found.keyset
@@ -166,7 +179,7 @@ def _revived(here: _Here, keyset: Keyset) -> list[str]:
 @plain_errors
 def keys_rotate(dry_run: bool, early: bool, as_json: bool) -> None:
     """Let the standby sign, as soon as every verifier knows it, and publish the next one."""
-    here = _here()
+    here = _here_with_keys()
 
     def transition(keyset: Keyset, new: Any) -> Keyset:
         return rotate(keyset, new, now=here.now, alg=here.settings.alg, early=early)
@@ -181,7 +194,7 @@ def keys_rotate(dry_run: bool, early: bool, as_json: bool) -> None:
 @plain_errors
 def keys_rotate_store(dry_run: bool, as_json: bool) -> None:
     """Make the next key that seals the side store; the old one goes when its last row has ended."""
-    here = _here()
+    here = _here_with_keys()
     change = _apply(here, lambda keyset, new: rotate_store(keyset, new, now=here.now), dry_run=dry_run)
     _tell(here, change, keywords.of_store_rotation(change, now=here.now), dry_run=dry_run, as_json=as_json)
 
@@ -192,7 +205,7 @@ def keys_rotate_store(dry_run: bool, as_json: bool) -> None:
 @plain_errors
 def keys_rotate_all(dry_run: bool, as_json: bool) -> None:
     """Both: rotate and rotate-store."""
-    here = _here()
+    here = _here_with_keys()
 
     def transition(keyset: Keyset, new: Any) -> Keyset:
         rotated = rotate_store(rotate(keyset, new, now=here.now, alg=here.settings.alg), new, now=here.now)
@@ -211,7 +224,7 @@ def keys_rotate_all(dry_run: bool, as_json: bool) -> None:
 @plain_errors
 def keys_tick(as_json: bool) -> None:
     """Do what is due, for cron: rotate as AUTHSVC_ROTATE_EVERY says, make a missing standby, clear away what ended."""
-    here = _here()
+    here = _here_with_keys()
     every_s = here.settings.rotate_every_s
 
     def transition(keyset: Keyset, new: Any) -> Keyset:
@@ -241,7 +254,7 @@ def keys_revoke(kid: str | None, everything: bool, reason: str, yes: bool, dry_r
         raise click.UsageError("name one key by its full kid (make revoke KID=…), or --all (make revoke-all)")
     if len(reason) > _MAX_REASON_CHARS or not reason.isprintable():
         raise click.UsageError(f"a reason is one line of at most {_MAX_REASON_CHARS} characters")
-    here = _here()
+    here = _here_with_keys()
 
     def transition(keyset: Keyset, new: Any) -> Keyset:
         if kid is None:
@@ -302,7 +315,7 @@ def _settle(here: _Here, change: Change) -> tuple[list[str], bool]:
 @plain_errors
 def keys_prune(as_json: bool) -> None:
     """Forget keys that are removed, destroy private parts that have ended, clear up after interrupted commands."""
-    here = _here()
+    here = _here_with_keys()
     change = here.folder.change(lambda k, _: prune(k, now=here.now), now=here.now, random_bytes=os.urandom)
     forgotten = len(change.before.keys) - len(change.after.keys)
     strays = here.folder.inspect(now=here.now).strays
@@ -319,7 +332,7 @@ def keys_prune(as_json: bool) -> None:
 @plain_errors
 def keys_export(folder: Path, as_json: bool) -> None:
     """Write jwks.json and a PEM for each public key, for verifiers that read files (HAProxy, nginx, a volume)."""
-    here = _here()
+    here = _here_with_keys()
     keyset = here.folder.keyset()
     written, removed = export_public_keys(keyset, folder.absolute(), now=here.now, key_folder=here.folder)
     if as_json:
@@ -340,7 +353,7 @@ def keys_export(folder: Path, as_json: bool) -> None:
 @plain_errors
 def keys_drill(as_json: bool) -> None:
     """Rehearse a rotation and a revocation on a temporary copy, with verifiers of several caching habits."""
-    here = _here()
+    here = _here_with_keys()
     here.folder.load(now=here.now)  # what would keep the real command from working is found here
     found = rehearse(here.folder.keyset(), now=here.now, seed=0, random_bytes=os.urandom)
     if as_json:
@@ -374,7 +387,7 @@ def keys_drill(as_json: bool) -> None:
 @plain_errors
 def keys_passphrase(new_file: Path | None, remove: bool, as_json: bool) -> None:
     """Write every private part anew under another passphrase. The one in force is AUTHSVC_KEYS_PASSPHRASE."""
-    here = _here()
+    here = _here_with_keys()
     if remove and new_file:
         raise click.UsageError("either --new-file or --remove")
     passphrase = None if remove else _new_passphrase(new_file, as_json=as_json)

@@ -158,6 +158,13 @@ def test_status_of_a_folder_without_keys_says_how_to_make_some(tmp_path: Path) -
     assert (done.returncode, "make keys" in done.stderr) == (2, True)
 
 
+def test_who_has_only_tried_make_run_is_shown_where_its_keys_are(tmp_path: Path) -> None:
+    assert authsvc("keys", "init", cwd=tmp_path, SANDBOX="1").returncode == 0
+    done = authsvc("keys", "rotate", cwd=tmp_path)
+    assert (done.returncode, "AUTHSVC_SANDBOX=1" in done.stderr) == (2, True)
+    assert authsvc("keys", "status", cwd=tmp_path, SANDBOX="1").returncode == 0
+
+
 # ---- rotate -------------------------------------------------------------------------------------
 
 
