@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 from typing import Final
 
-from sqlalchemy import bindparam, case, func, literal_column, select
+from sqlalchemy import Integer, bindparam, case, func, literal_column, select
 from sqlalchemy.engine import Engine
 from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor, Dialect
 from sqlalchemy.exc import SQLAlchemyError
@@ -65,7 +65,7 @@ _DROP_LOGINS: Final = LOGINS.delete().where(
     func.substr(
         LOGINS.c.sealed_session_key,
         literal_column("1"),
-        bindparam("start_bytes_", type_=LOGINS.c.created_at.type),
+        bindparam("start_bytes_", type_=Integer),
     )
     == bindparam("start_", type_=LOGINS.c.sealed_session_key.type)
 )
