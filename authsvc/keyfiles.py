@@ -465,8 +465,9 @@ class KeyFolder:
                 for name, data in parts.items():
                     durable.create(self.path, name, data)
                 durable.sync(self.path)
-                self._prove(keyset, parts)
-                durable.replace(self.path, MANIFEST, dump_manifest(keyset))
+                manifest = dump_manifest(keyset)
+                self._prove(keyset, manifest, parts)
+                durable.replace(self.path, MANIFEST, manifest)
             except BaseException:
                 for name in (*parts, _JOURNAL):
                     durable.remove(self.path, name)
@@ -477,8 +478,10 @@ class KeyFolder:
             durable.remove(self.path, _JOURNAL)
             durable.sync(self.path)
 
-    def _prove(self, keyset: Keyset, names: Iterable[str]) -> None:
+    def _prove(self, keyset: Keyset, manifest: bytes, names: Iterable[str]) -> None:
         """What was written can be read, before anything relies on it."""
+        if parse_manifest(manifest) != keyset:
+            raise KeysError(f"{self.path} would have got a manifest that says something else; nothing was changed")
         folder = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             for record in keyset.keys:

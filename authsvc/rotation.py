@@ -44,11 +44,13 @@ def rotate(keyset: Keyset, new: NewKeys, *, now: int, alg: str | None = None, ea
     # Whoever else waits has been passed over. It stays until then: should the active key have to be revoked in the
     # meantime, it is the one that verifiers know.
     passed_over = [
-        replace(key, remove_at=activate_at)
+        replace(key, publish_at=min(key.publish_at, activate_at), remove_at=activate_at)
         for key in keyset.pending(Kind.SIGNING, now=now)
         if key.id != successor.id and (key.alg != wanted_alg or key.is_discarded)
     ]
-    changes = [*passed_over, replace(successor, activate_at=activate_at, remove_at=None)]
+    # Published by a host whose clock is ahead, and activated early by one whose clock is not: it is published by then.
+    published_at = min(successor.publish_at, activate_at)
+    changes = [*passed_over, replace(successor, publish_at=published_at, activate_at=activate_at, remove_at=None)]
     changes.append(retired(active, at=activate_at, lifecycle=keyset.lifecycle))
     after = _with_standby(_with(keyset, changes), new, now=now, alg=wanted_alg)
     return keyset.changed(now=now, keys=after.keys)

@@ -122,7 +122,7 @@ def keys_list(keyset: Keyset, *, now: int, rotate_every_s: int) -> list[Text]:
 
 def timeline(keyset: Keyset, *, now: int, columns: int) -> list[Text]:
     """A line for each key that is not out, and a ruler; `now` is where the ruler has its mark."""
-    keys = [k for k in _in_order(keyset, now=now) if k.kind is not Kind.INDEX and k.state(now=now) in _DRAWN]
+    keys = [k for k in _in_order(keyset, now=now) if k.kind is not Kind.INDEX and k.state(now=now) in _LEGEND]
     moments = [t for key in keys for t in (key.publish_at, key.activate_at, key.retire_at, key.remove_at) if t]
     start, end = min([*moments, now]), max([*moments, now])
     # Some of the future even where none is decided.
@@ -145,7 +145,7 @@ def timeline(keyset: Keyset, *, now: int, columns: int) -> list[Text]:
     at = min(max(mark - 3, len(left)), len(ruler) - len(right) - len(middle))
     lines.append(Text(f"{'':17}{ruler[:at]}{middle}{ruler[at + len(middle) :]}"))
     legend = Text(f"{'':17}")
-    for state, word in ((State.PENDING, "published"), (State.ACTIVE, "signs, seals"), (State.RETIRING, "still good")):
+    for state, word in _LEGEND.items():
         legend.append(_GLYPHS[state][0] * 2, style=_GLYPHS[state][1])
         legend.append(f" {word}   ")
     lines.append(legend)
@@ -215,7 +215,12 @@ def rehearsal_table(found: Rehearsal) -> Table:
     return table
 
 
-_DRAWN: Final = (State.PENDING, State.ACTIVE, State.RETIRING, State.REVOKED)
+_LEGEND: Final = {
+    State.PENDING: "published",
+    State.ACTIVE: "signs, seals",
+    State.RETIRING: "still good",
+    State.REVOKED: "revoked",
+}
 _ORDER: Final = (State.ACTIVE, State.PENDING, State.RETIRING, State.REMOVED, State.REVOKED)
 
 

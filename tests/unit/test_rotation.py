@@ -85,6 +85,19 @@ def test_early_means_now_whatever_verifiers_know(keyset: Keyset, new: NewTestKey
         assert (old.retire_at, old.remove_at) == (NOW + 20, NOW + 20 + 8_100)
 
 
+@pytest.mark.parametrize("alg", ["ES256", "EdDSA"])
+def test_a_standby_published_by_a_host_whose_clock_is_ahead_makes_a_sound_manifest(new: NewTestKeys, alg: str) -> None:
+    rotated = rotate(first_keyset(new, now=NOW), new, now=NOW + MONTH + 60)
+    after = rotate(rotated, new, now=NOW + MONTH + 10, alg=alg, early=True)
+    assert parse_manifest(dump_manifest(after)) == after
+    active = rotated.active(Kind.SIGNING, now=NOW + MONTH + 60)
+    revoked = revoke(rotated, new, active.id, now=NOW + MONTH + 10, reason="stolen")
+    assert parse_manifest(dump_manifest(revoked)) == revoked
+    burnt = revoke_all(rotated, new, now=NOW + MONTH + 90, reason="stolen")
+    early = rotate(burnt, new, now=NOW + MONTH + 40, alg=alg, early=True)
+    assert parse_manifest(dump_manifest(early)) == early
+
+
 def test_another_algorithm_replaces_the_standby_and_waits_out_the_lead(keyset: Keyset, new: NewTestKeys) -> None:
     now = NOW + MONTH
     after = rotate(keyset, new, now=now, alg="EdDSA")
