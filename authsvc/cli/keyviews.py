@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import groupby
 from typing import Any, Final
 
 from rich.table import Column, Table
@@ -108,15 +109,16 @@ def keys_list(keyset: Keyset, *, now: int, rotate_every_s: int) -> list[Text]:
     for key in _in_order(keyset, now=now):
         state = _state_word(key, keyset, now=now)
         lines.append(Text(f"{key.kind} {key.id}"))
-        about = [state, key.alg, f"{span(max(now - key.created_at, 0))} old"]
+        lines.append(Text(f"  {state} · {key.alg} · {span(max(now - key.created_at, 0))} old"))
+        times = []
         if key.kind is Kind.SIGNING:
-            about.append(f"published {_short_time(key.publish_at)}")
+            times.append(f"published {_short_time(key.publish_at)}")
         if key.activate_at is not None and now >= key.activate_at:
-            about.append(f"active since {_short_time(key.activate_at)}")
+            times.append(f"active since {_short_time(key.activate_at)}")
         if key.remove_at is not None and key.revoked_at is None:
-            about.append(f"verifies until {_short_time(key.remove_at)}")
+            times.append(f"verifies until {_short_time(key.remove_at)}")
         following = _next_words(key, keyset, now=now, rotate_every_s=rotate_every_s)
-        lines += [Text(f"  {part}") for part in (*about, *([f"next: {following}"] if following else []))]
+        lines += [Text(f"  {part}") for part in (" · ".join(times), following) if part]
     return lines
 
 
@@ -131,11 +133,11 @@ def timeline(keyset: Keyset, *, now: int, columns: int) -> list[Text]:
     lines = []
     for key in keys:
         line = Text(f"{key.kind:8}{key.id[:8]:9}")
-        for column in range(columns):
-            at = start + round(column * step_s)
-            shown = " " if at < key.publish_at else None
-            glyph, style = _GLYPHS[_state_in(key, at, at + step_s)]
-            line.append(shown or glyph, style=style)
+        moments = [start + round(column * step_s) for column in range(columns)]
+        states = [None if at < key.publish_at else _state_in(key, at, at + step_s) for at in moments]
+        for state, stretch in groupby(states):
+            glyph, style = _GLYPHS[state or State.REMOVED]
+            line.append(glyph * len(list(stretch)), style=style)
         lines.append(line)
     mark = min(int((now - start) / step_s), columns - 1)
     lines.append(Text(f"{'':17}{'─' * mark}┴{'─' * (columns - mark - 1)}"))
