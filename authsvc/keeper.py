@@ -138,10 +138,11 @@ class KeyKeeper:
     # ---- rotation ----
 
     def _is_due(self) -> bool:
-        now = self._clock.now()
-        return time.monotonic() >= self._tick_again_at and needs_tick(
-            self._keyring.keyset, now=now, since=self._ticked_at, rotate_every_s=self._rotation.every_s
-        )
+        if time.monotonic() < self._tick_again_at:
+            return False
+        keyset, now = self._keyring.keyset, self._clock.now()
+        due = needs_tick(keyset, now=now, since=self._ticked_at, rotate_every_s=self._rotation.every_s)
+        return due or self._folder.is_interrupted
 
     def _tick(self) -> bool:
         """Do what is due, if it still is when the lock is ours. False if nothing was changed."""

@@ -93,6 +93,11 @@ class KeyFolder:
         self._passphrase = passphrase
 
     @property
+    def is_interrupted(self) -> bool:
+        """Whether a command is at work, or was killed and has left something for the next one to clear away."""
+        return (self.path / _JOURNAL).exists()
+
+    @property
     def is_read_only(self) -> bool:
         return self._group_read
 
@@ -156,8 +161,10 @@ class KeyFolder:
                         f"{self.path / record.file} was to be destroyed {now - ends_at} s ago; mend: make keys-prune, "
                         "or let the service run, which does it"
                     )
-            named = {record.file for record in keyset.keys}
+            named = _files(keyset)
             strays = sorted(n for n in os.listdir(folder) if n.startswith(_PARTS) and n not in named)
+            if _is_there(folder, _JOURNAL):
+                problems.append(f"a command on {self.path} was interrupted; mend: make keys-prune clears up after it")
         return Inspection(keyset, tuple(problems), tuple(strays))
 
     # ---- writing ----
@@ -176,13 +183,16 @@ class KeyFolder:
 
         Raises: KeysError if the folder cannot be written, or holds private parts whose manifest is lost.
         """
-        if self.is_initialised():
+        if self.is_initialised() and not self.is_interrupted:
             return False
         with self._nothing_changed():
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not self.path.exists():
+                self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+                durable.sync(self.path.parent)
         with self._locked(_LOCK_WAIT_S):
             with self._nothing_changed():
                 if self.is_initialised():
+                    self._finish_interrupted(named=_files(self.keyset()))
                     return False
                 self._check_is_ours_alone()
                 # A bare clone brings the folder, for its runbook, with the modes that everything has.
@@ -227,14 +237,15 @@ class KeyFolder:
                         f"another command has just changed {self.path} (generation {expected_generation} is now "
                         f"{before.generation}); nothing was changed by this one; make keys-status shows what there is"
                     )
-                self._finish_interrupted(named=[record.file for record in before.keys])
-                # First: a record must not be forgotten while its private part is there.
-                self._destroy(_ended_parts(before, now=now))
+                self._finish_interrupted(named=_files(before))
                 new = _Maker(random_bytes, generate, self._passphrase)
                 after = transition(before, new)
+            ended = _ended_parts(before, now=now) | _ended_parts(after, now=now) | (_files(before) - _files(after))
             if after != before:
-                replaced = {r.file for r in before.keys} - {r.file for r in after.keys}
-                self._commit(after, new.parts, ended=[*replaced, *_ended_parts(after, now=now)])
+                self._commit(after, new.parts, ended=ended)
+            else:
+                with self._cleared_away():
+                    self._destroy(ended)
             return Change(before, after)
 
     def plan(
@@ -256,24 +267,25 @@ class KeyFolder:
         """Write every private part anew under another passphrase, or in clear: new files, the manifest, then the old
         files go. Returns the folder as it is to be opened from now on.
 
-        Raises: KeysError, also if that is the passphrase already; KeysConflict.
+        Raises: KeysError, KeysConflict. If that is the passphrase already, it only finishes what was interrupted.
         """
         if passphrase == self._passphrase:
-            raise KeysError(f"{self.path} is so already; nothing was changed")
+            return self, self.change(lambda keyset, _: keyset, now=now, random_bytes=random_bytes)
         other = KeyFolder(self.path, passphrase=passphrase)
         with self._locked(_LOCK_WAIT_S):
             with self._nothing_changed():
+                # Before anything asks for the passphrase: a run that was killed may have left parts in clear.
+                self._finish_interrupted(named=_files(self.keyset()))
                 ring = self.load(now=now)
                 before = ring.keyset
-                self._finish_interrupted(named=[record.file for record in before.keys])
-                self._destroy(_ended_parts(before, now=now))
                 after = renewed_parts(before, now=now)
                 new = _Maker(random_bytes, generate_key, passphrase)
                 for record in after.keys:
                     key = ring.private_keys.get(record.id) or ring.secret_keys.get(record.id)
                     if key is not None:
                         new.put(record, key)
-            other._commit(after, new.parts, ended={r.file for r in before.keys} - {r.file for r in after.keys})
+            ended = _ended_parts(before, now=now) | (_files(before) - _files(after))
+            other._commit(after, new.parts, ended=ended)
         return other, Change(before, after)
 
     # ---- reading, step by step ----
@@ -455,6 +467,17 @@ class KeyFolder:
                 f"{error.strerror}; mend: make keys-prune, once that is mended"
             ) from None
 
+    @contextmanager
+    def _cleared_away(self) -> Iterator[None]:
+        """Around what a command clears away that changes nothing else."""
+        try:
+            yield
+        except OSError as error:
+            raise KeysError(
+                f"{self.path}: what has ended could not be destroyed: {error.strerror}; no key was changed; "
+                "mend: make keys-prune, once that is mended"
+            ) from None
+
     def _commit(self, keyset: Keyset, parts: Mapping[str, bytes], *, ended: Iterable[str]) -> None:
         """Make `keyset` the one in force, with the private parts of its new keys, and destroy the parts that end."""
         ended = tuple(ended)
@@ -596,8 +619,12 @@ def _user(uid: int) -> str:
         return f"#{uid}"
 
 
-def _ended_parts(keyset: Keyset, *, now: int) -> list[str]:
-    return [record.file for record in keyset.keys if not record.has_part(keyset.lifecycle, now=now)]
+def _files(keyset: Keyset) -> set[str]:
+    return {record.file for record in keyset.keys}
+
+
+def _ended_parts(keyset: Keyset, *, now: int) -> set[str]:
+    return {record.file for record in keyset.keys if not record.has_part(keyset.lifecycle, now=now)}
 
 
 def _journalled(data: bytes) -> list[str]:

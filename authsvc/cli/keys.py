@@ -263,8 +263,10 @@ def keys_revoke(kid: str | None, everything: bool, reason: str, yes: bool, dry_r
 
     planned = here.folder.plan(transition, now=here.now, random_bytes=os.urandom)
     if not planned.is_one:
-        said, settled = _settle(here, planned)
-        _tell(here, planned, [f"Nothing was changed: {kid} is revoked already.", *said], as_json=as_json)
+        # It may have been interrupted, with the key's private part still there.
+        done = planned if dry_run else here.folder.change(transition, now=here.now, random_bytes=os.urandom)
+        said, settled = ([], True) if dry_run else _settle(here, done)
+        _tell(here, done, [f"Nothing was changed: {kid} is revoked already.", *said], as_json=as_json)
         sys.exit(0 if settled else 1)
     warning = keywords.before_revocation(planned, kid, now=here.now)
     if not dry_run and not yes:
@@ -393,6 +395,9 @@ def keys_passphrase(new_file: Path | None, remove: bool, as_json: bool) -> None:
     passphrase = None if remove else _new_passphrase(new_file, as_json=as_json)
     folder, change = here.folder.change_passphrase(passphrase, now=here.now, random_bytes=os.urandom)
     folder.load(now=here.now)
+    if not change.is_one:
+        _tell(here, change, ["The private parts are so already; nothing was changed."], as_json=as_json)
+        return
     what = "lie in clear (0600)" if remove else "are under the new passphrase"
     lines = [f"All private parts {what}; the old files are gone. Backups still open with the old passphrase."]
     lines.append(
