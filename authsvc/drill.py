@@ -146,9 +146,10 @@ class _Scene:
         self.changed_at = now
         self.lifecycle = before.keyset.lifecycle
         self._after = after
-        # Nobody has fetched keys from before there were any.
-        self._first_at = min(key.publish_at for key in before.keyset.of(Kind.SIGNING))
-        self.starts_at = max(now - _LEAD_IN_S, min(key.activate_at or now for key in before.keyset.of(Kind.SIGNING)))
+        # Nobody has fetched keys from before there were any, and the present one signs since it does.
+        self._first_at = min(key.publish_at for key in before.keyset.published(now=now))
+        signs_since = before.keyset.active(Kind.SIGNING, now=now).activate_at or now
+        self.starts_at = max(now - _LEAD_IN_S, signs_since)
         step_s = max((ends_at - self.starts_at) // _MOMENTS, 1)
         self.moments = range(self.starts_at, ends_at, step_s)
         self._opened: dict[tuple[str, tuple[str, ...]], bool] = {}

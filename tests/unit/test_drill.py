@@ -6,8 +6,8 @@ import os
 import tempfile
 
 from authsvc.drill import HABITS, Rehearsal, Row, rehearse
-from authsvc.keyset import Keyset, Lifecycle
-from authsvc.rotation import rotate
+from authsvc.keyset import Keyset, Kind, Lifecycle
+from authsvc.rotation import revoke, revoke_all, rotate
 from tests.support.clock import NOW
 from tests.support.keys import NewTestKeys, first_keyset
 
@@ -37,6 +37,16 @@ def test_with_a_young_standby_only_who_keeps_keys_longer_than_the_policy_allows_
     assert rows["home-made, every 24 h"].refused_by_rotation > 0
     assert rows["Envoy, every 10 min"].refused_by_rotation == 0
     assert rows["Envoy, every 10 min"].refused_by_revocation > 0, "a revocation cannot wait for the lead"
+
+
+def test_a_folder_in_which_a_key_was_just_revoked_can_be_rehearsed_too() -> None:
+    new = NewTestKeys()
+    keyset = first_keyset(new, now=NOW - MONTH)
+    revoked = revoke(keyset, new, keyset.active(Kind.SIGNING, now=NOW - 5).id, now=NOW - 5, reason="stolen")
+    for before in (revoked, revoke_all(keyset, new, now=NOW - 5, reason="stolen")):
+        found, _ = _rehearse(before, now=NOW)
+        assert found.is_clean
+        assert found.rotation_at == NOW - 5 + Lifecycle().lead_s
 
 
 def test_a_revoked_key_is_accepted_for_no_longer_than_the_exposure_says() -> None:
