@@ -32,6 +32,7 @@ def rotate(keyset: Keyset, new: NewKeys, *, now: int, alg: str | None = None, ea
     another algorithm than `alg` is replaced, and the new one's lead is waited out. While a rotation is under way
     nothing changes. `early` activates at once, though verifiers may not know the key yet.
     """
+    now = _not_before(keyset, now)
     active = keyset.active(Kind.SIGNING, now=now)
     scheduled = keyset.scheduled(Kind.SIGNING, now=now)
     if scheduled is not None and not early:
@@ -46,7 +47,9 @@ def rotate(keyset: Keyset, new: NewKeys, *, now: int, alg: str | None = None, ea
     passed_over = [
         replace(key, publish_at=min(key.publish_at, activate_at), remove_at=activate_at)
         for key in keyset.pending(Kind.SIGNING, now=now)
-        if key.id != successor.id and (key.alg != wanted_alg or key.is_discarded)
+        if key.id != successor.id
+        and (key.alg != wanted_alg or key.is_discarded)
+        and not _is_going(key, keyset, now=now)
     ]
     # Published by a host whose clock is ahead, and activated early by one whose clock is not: it is published by then.
     published_at = min(successor.publish_at, activate_at)
@@ -61,6 +64,7 @@ def rotate_store(keyset: Keyset, new: NewKeys, *, now: int) -> Keyset:
 
     While such a change is under way nothing changes. Nothing is ever sealed anew: the old key goes with its last row.
     """
+    now = _not_before(keyset, now)
     if keyset.scheduled(Kind.SEALING, now=now) is not None:
         return keyset
     activate_at = now + keyset.lifecycle.sealing_lead_s
@@ -84,6 +88,7 @@ def revoke(keyset: Keyset, new: NewKeys, key_id: str, *, now: int, alg: str | No
         )
     if key.revoked_at is not None:
         return keyset
+    now = _not_before(keyset, now)
     was = key.state(now=now)
     after = _with(keyset, [replace(key, revoked_at=now, reason=reason)])
     if was is State.ACTIVE:
@@ -92,6 +97,12 @@ def revoke(keyset: Keyset, new: NewKeys, key_id: str, *, now: int, alg: str | No
         after = _with(after, [replace(after.active(key.kind, now=now), retire_at=None, remove_at=None)])
         signs = key.kind is Kind.SIGNING
         after = rotate(after, new, now=now, alg=alg) if signs else rotate_store(after, new, now=now)
+    elif was is State.RETIRING:
+        # On a host whose clock is behind it may be the active one still.
+        active, at_once = after.active(key.kind, now=now), _at_once(keyset, now=now)
+        if (active.activate_at or 0) > at_once:
+            publish_at = min(active.publish_at, at_once)
+            after = _with(after, [replace(active, publish_at=publish_at, activate_at=at_once)])
     after = _with_standby(after, new, now=now, alg=alg)
     return keyset.changed(now=now, keys=after.keys)
 
@@ -101,6 +112,7 @@ def revoke_all(keyset: Keyset, new: NewKeys, *, now: int, alg: str | None = None
 
     Verifiers refuse the fresh key's tokens until they fetch the JWKS anew. The index key stays.
     """
+    now = _not_before(keyset, now)
     # Not the active key's: in an emergency a clock that is wrong must not be what stops this.
     wanted_alg = alg or max(keyset.of(Kind.SIGNING), key=lambda key: key.publish_at).alg
     burnt = [
@@ -122,6 +134,7 @@ def tick(keyset: Keyset, new: NewKeys, *, now: int, rotate_every_s: int, alg: st
 
     Idempotent: of many workers and hosts that tick in turn, the first one finds something to do.
     """
+    now = _not_before(keyset, now)
     after = keyset
     if is_due(after, Kind.SIGNING, now=now, rotate_every_s=rotate_every_s):
         after = rotate(after, new, now=now, alg=alg)
@@ -180,6 +193,16 @@ def _with_standby(keyset: Keyset, new: NewKeys, *, now: int, alg: str | None) ->
     return _with(keyset, [signing_record(new.signing(alg or last.alg), now=now)])
 
 
+def _not_before(keyset: Keyset, now: int) -> int:
+    """A command's clock, never behind that of the last one: it would see keys wait that another host has in use."""
+    return max(now, keyset.updated_at)
+
+
+def _is_going(key: KeyRecord, keyset: Keyset, *, now: int) -> bool:
+    """Whether a host that does not know of a change at `now` may drop this key from its JWKS before it does."""
+    return key.is_discarded and now >= (key.remove_at or 0) - keyset.lifecycle.sealing_lead_s
+
+
 def _at_once(keyset: Keyset, *, now: int) -> int:
     # A host whose clock is behind would otherwise be without an active key for as long.
     return now - keyset.lifecycle.skew_s
@@ -187,7 +210,7 @@ def _at_once(keyset: Keyset, *, now: int) -> int:
 
 def _taken_over(keyset: Keyset, new: NewKeys, revoked: KeyRecord, *, now: int, alg: str | None) -> Keyset:
     """The keyset in which another key has been active since a moment ago."""
-    waiting = keyset.pending(revoked.kind, now=now)
+    waiting = [key for key in keyset.pending(revoked.kind, now=now) if not _is_going(key, keyset, now=now)]
     at_once = _at_once(keyset, now=now)
     if waiting:
         first = waiting[0]
