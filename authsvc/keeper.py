@@ -83,7 +83,7 @@ class KeyKeeper:
         """Take over a newer manifest, and do what is due. Never raises what the folder or the store may do."""
         self._reload()
         self._remember_revoked()
-        if not self._folder.is_read_only and self._is_due() and self._tick():
+        if self._problem is None and not self._folder.is_read_only and self._is_due() and self._tick():
             self._reload()
 
     def _run(self) -> None:
@@ -117,11 +117,12 @@ class KeyKeeper:
         in_force = self._keyring.keyset
         if found == in_force:
             return
-        if found.generation <= in_force.generation:
+        # The second: commands given in an old folder may have lifted its generation above ours.
+        if found.generation <= in_force.generation or not _revoked(found) >= _revoked(in_force):
             raise KeysError(
-                f"{self._folder.path} went back to generation {found.generation} from {in_force.generation}: an old "
-                "backup, or two folders that were mixed up; mend: restore the newer one, or restart the service if "
-                "the older one is meant"
+                f"{self._folder.path} went back to generation {found.generation} from {in_force.generation}, or forgot "
+                "a revoked key: an old backup, or two folders that were mixed up; mend: restore the newer one, or "
+                "restart the service if the older one is meant"
             )
 
     def _remember_revoked(self) -> None:
@@ -175,3 +176,7 @@ class KeyKeeper:
         if problem != said or time.monotonic() >= at + _SAY_AGAIN_S:
             self._said[event] = problem, time.monotonic()
             _log.error(event, problem=problem, **fields)
+
+
+def _revoked(keyset: Keyset) -> set[str]:
+    return {key.id for key in keyset.keys if key.revoked_at is not None}

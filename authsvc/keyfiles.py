@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, TypeVar
 
 from authsvc import durable
 from authsvc.encoding import canonical_json
@@ -52,6 +52,8 @@ _MAX_KEY_BYTES: Final = 1 << 16
 _LOCK_WAIT_S: Final = 5.0
 _READ_ATTEMPTS: Final = 20
 _LATE_S: Final = 60  # by then a running service has destroyed what has ended
+
+_Found = TypeVar("_Found")
 
 Transition: TypeAlias = Callable[[Keyset, NewKeys], Keyset]
 """One of `rotation`, with everything but keyset and new keys filled in."""
@@ -121,25 +123,37 @@ class KeyFolder:
         Raises: KeysError, naming the file and the mend, for a missing or broken manifest, loose permissions, a
         private part that is missing or another's, a clock that is behind the manifest.
         """
+        return self._steadily(
+            lambda folder: self._load_from(
+                folder, self._read(folder, MANIFEST, _MAX_MANIFEST_BYTES), now=now, known=known
+            )
+        )
+
+    def _steadily(self, read: Callable[[int], _Found]) -> _Found:
         for attempt in range(1, _READ_ATTEMPTS + 1):
-            # One descriptor for the whole read: two opens by path could see two generations of a swapped folder.
-            folder = self._open_folder()
+            seen = self._whereabouts()
             try:
-                data = self._read(folder, MANIFEST, _MAX_MANIFEST_BYTES)
-                try:
-                    return self._load_from(folder, data, now=now, known=known)
-                except KeysError:
-                    # A writer may have replaced the manifest and destroyed old parts since we read it.
-                    if attempt == _READ_ATTEMPTS or self._manifest_is(data):
-                        raise
-            finally:
-                os.close(folder)
+                # One descriptor for the whole read: two opens by path could see two generations of a swapped folder.
+                with self._opened() as folder:
+                    return read(folder)
+            except KeysError:
+                # A writer may have replaced the manifest and destroyed old parts since we read it, or the kubelet the
+                # whole folder.
+                if attempt == _READ_ATTEMPTS or self._whereabouts() == seen:
+                    raise
         raise AssertionError("the loop returns or raises")
+
+    def _whereabouts(self) -> tuple[object, ...]:
+        """Another value after every change of the manifest, and after every swap, even to the same manifest."""
+        try:
+            data = os.stat(self.path / _KUBERNETES_DATA)
+        except OSError:
+            return (self.version(),)
+        return self.version(), data.st_dev, data.st_ino, data.st_mtime_ns
 
     def keyset(self) -> Keyset:
         """The manifest alone. Raises: KeysError."""
-        with self._opened() as folder:
-            return self._parse(self._read(folder, MANIFEST, _MAX_MANIFEST_BYTES))
+        return self._steadily(lambda folder: self._parse(self._read(folder, MANIFEST, _MAX_MANIFEST_BYTES)))
 
     def inspect(self, *, now: int) -> Inspection:
         """Everything that is wrong with the folder, not just the first thing.
@@ -219,22 +233,25 @@ class KeyFolder:
         now: int,
         random_bytes: Callable[[int], bytes],
         generate: Callable[[str], PrivateKey] = generate_key,
-        expected_generation: int | None = None,
+        seen: Keyset | None = None,
         wait_s: float = _LOCK_WAIT_S,
     ) -> Change:
         """Replace the manifest by what `transition` makes of it, decided under the lock, and destroy what has ended.
 
-        Raises: KeysConflict if somebody else holds the lock for `wait_s` seconds, or the generation is not the
-        expected one; KeysError if the folder cannot be used or written, or the clock is behind. Nothing is changed.
+        `seen` is what the caller decided on: of two operators with the same idea, one does it and the other is told.
+
+        Raises: KeysConflict if somebody else holds the lock for `wait_s` seconds, or other keys are in use or waiting
+        than the caller has `seen`; KeysError if the folder cannot be used or written, or the clock is behind. Nothing
+        is changed then.
         """
         self.keyset()  # before a lock is put into a folder that is none of ours
         with self._locked(wait_s):
             with self._nothing_changed():
                 before = self.keyset()
                 self._check_clock(before, now=now)
-                if expected_generation not in (None, before.generation):
+                if seen is not None and seen.in_use(now=now) != before.in_use(now=now):
                     raise KeysConflict(
-                        f"another command has just changed {self.path} (generation {expected_generation} is now "
+                        f"another command has just changed {self.path} (generation {seen.generation} is now "
                         f"{before.generation}); nothing was changed by this one; make keys-status shows what there is"
                     )
                 self._finish_interrupted(named=_files(before))
@@ -425,10 +442,6 @@ class KeyFolder:
             ) from None
         except BadPart as error:
             raise KeysError(f"{path} {error}; mend: restore it from the backup") from None
-
-    def _manifest_is(self, data: bytes) -> bool:
-        with self._opened() as folder:
-            return self._read(folder, MANIFEST, _MAX_MANIFEST_BYTES) == data
 
     # ---- writing, step by step ----
 

@@ -144,9 +144,7 @@ def _steps(old: KeyRecord | None, new: KeyRecord, lifecycle: Lifecycle) -> list[
         if new.is_discarded:
             steps.append(Step(new, What.PASSED_OVER, new.remove_at))
         else:
-            part_ends_at = new.part_ends_at(lifecycle)
-            if part_ends_at != new.remove_at:
-                steps.append(Step(new, What.PART_DESTROYED, part_ends_at))
+            steps.append(Step(new, What.PART_DESTROYED, new.part_ends_at(lifecycle)))
             steps.append(Step(new, What.REMOVED, new.remove_at))
     if old is not None and old.part != new.part:
         steps.append(Step(new, What.REWRITTEN, None))

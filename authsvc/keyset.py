@@ -147,6 +147,9 @@ class KeyRecord:
             return self.revoked_at
         if self.kind is Kind.SIGNING and self.retire_at is not None:
             return self.retire_at + lifecycle.last_use_s
+        if self.kind is Kind.SEALING and self.remove_at is not None:
+            # A host whose clock is behind takes the key for one that opens rows, and does not start without it.
+            return self.remove_at + lifecycle.skew_s
         return self.remove_at
 
     def has_part(self, lifecycle: Lifecycle, *, now: int) -> bool:
@@ -200,6 +203,12 @@ class Keyset:
         """The signing key that waits, published, for the next rotation."""
         waiting = (key for key in self.pending(Kind.SIGNING, now=now) if key.activate_at is None)
         return next((key for key in waiting if not key.is_discarded), None)
+
+    def in_use(self, *, now: int) -> frozenset[tuple[str, int | None]]:
+        """The keys that are in use or wait, with the times from which they are used: what rotations change, and what
+        clearing away does not."""
+        kept = (State.PENDING, State.ACTIVE)
+        return frozenset((key.id, key.activate_at) for key in self.keys if key.state(now=now) in kept)
 
     def published(self, *, now: int) -> tuple[KeyRecord, ...]:
         """The signing keys that stand in the JWKS at `now`: the standby long before its first signature."""

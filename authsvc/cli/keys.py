@@ -426,9 +426,8 @@ def _new_passphrase(file: Path | None, *, as_json: bool) -> str:
 def _apply(here: _Here, transition: Transition, *, dry_run: bool) -> Change:
     if dry_run:
         return here.folder.plan(transition, now=here.now, random_bytes=os.urandom)
-    # Of two operators with the same idea, one does it and the other is told.
-    seen = here.folder.keyset().generation
-    return here.folder.change(transition, now=here.now, random_bytes=os.urandom, expected_generation=seen)
+    seen = here.folder.keyset()
+    return here.folder.change(transition, now=here.now, random_bytes=os.urandom, seen=seen)
 
 
 def _tell(

@@ -32,7 +32,7 @@ _SEALING_WORDS: Final = {
     What.TAKES_OVER: "seals new rows of the side store",
     What.GOES_ON: "goes on sealing",
     What.RETIRES: "seals no more; its rows can be opened",
-    What.REMOVED: "is destroyed: its last row has ended",
+    What.REMOVED: "opens nothing any more: its last row has ended",
     What.REVOKED: "is revoked and destroyed: nothing opens its rows any more",
 }
 

@@ -14,13 +14,13 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from authsvc import durable
-from authsvc.errors import KeysError
+from authsvc.errors import KeysConflict, KeysError
 from authsvc.jwk import ALGORITHMS, PrivateKey, public_jwk
 from authsvc.keyfiles import MANIFEST, Change, KeyFolder, Transition
 from authsvc.keyparts import generate_key
 from authsvc.keyset import Keyset, Kind, Lifecycle, Purpose
 from authsvc.manifest import dump_manifest, parse_manifest
-from authsvc.rotation import NewKeys
+from authsvc.rotation import NewKeys, prune, rotate
 from tests.support.clock import NOW
 
 
@@ -240,6 +240,16 @@ def test_a_retiring_key_without_its_private_part_is_healthy(folder: Path) -> Non
     assert ring.signing_key(now=NOW + 10).kid == standby.id
     assert ring.find(old.id, now=NOW + 8999) is not None
     assert ring.find(old.id, now=NOW + 9000) is None
+
+
+def test_clearing_away_is_no_conflict_for_who_rotates_meanwhile(folder: Path) -> None:
+    now = NOW + 90 * 86_400
+    _change(folder, lambda k, new: rotate(k, new, now=now - 86_400), now=now - 86_400)
+    seen = KeyFolder(folder).keyset()
+    assert _change(folder, lambda k, _: prune(k, now=now), now=now).is_one
+    KeyFolder(folder).change(lambda k, new: rotate(k, new, now=now), now=now, random_bytes=os.urandom, seen=seen)
+    with pytest.raises(KeysConflict, match="nothing was changed"):
+        KeyFolder(folder).change(lambda k, new: rotate(k, new, now=now), now=now, random_bytes=os.urandom, seen=seen)
 
 
 def test_update_replaces_the_manifest_whole(folder: Path) -> None:

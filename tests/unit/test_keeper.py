@@ -130,6 +130,25 @@ def test_an_older_manifest_is_not_taken_back(
     assert "old backup" in (keeper.problem or "")
 
 
+def test_an_old_backup_that_commands_have_lifted_above_our_generation_is_not_taken_either(
+    folder: KeyFolder, keeper: KeyKeeper, clock: FakeClock, tmp_path: Path
+) -> None:
+    shutil.copytree(folder.path, tmp_path / "backup")
+    stolen = _kid(keeper, clock)
+    _change(folder, lambda k, new: revoke(k, new, stolen, now=clock.at, reason="stolen"), now=clock.at)
+    keeper.look()
+    shutil.copytree(tmp_path / "backup", folder.path, dirs_exist_ok=True)
+    for _ in range(3):
+        _change(folder, lambda k, new: rotate(k, new, now=clock.at, early=True), now=clock.at)
+    clock.at += 3 * MONTH  # and the keeper itself does nothing to a folder that it does not trust
+    for _ in range(3):
+        keeper.look()
+    assert keeper.problem is not None
+    found = keeper.current().find(stolen, now=clock.at)
+    assert found is not None
+    assert found.revoked
+
+
 def test_another_manifest_of_the_same_generation_is_not_taken(
     folder: KeyFolder, keeper: KeyKeeper, clock: FakeClock, tmp_path: Path
 ) -> None:
