@@ -1,4 +1,4 @@
-"""The only reader of the wall clock; everything else gets the time as an argument."""
+"""The only reader of the clocks; everything else gets the time as an argument."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ class Clock(Protocol):
     def now_us(self) -> int:
         """Unix time in microseconds, to order the logins of one user."""
 
+    def monotonic(self) -> float:
+        """Seconds since some moment: for spans, because nobody can set this clock."""
+
 
 class SystemClock:
     """The clock of this machine."""
@@ -24,3 +27,6 @@ class SystemClock:
 
     def now_us(self) -> int:
         return time.time_ns() // 1000
+
+    def monotonic(self) -> float:
+        return time.monotonic()

@@ -110,6 +110,8 @@ def _copy(keyset: Keyset, folder: KeyFolder, *, now: int, random_bytes: Callable
     def transition(_: Keyset, new: NewKeys) -> Keyset:
         keys = []
         for key in keyset.keys:
+            if key.revoked_at is not None:
+                continue  # nobody uses it, and it would need a key made for it
             if key.kind is Kind.SIGNING:
                 jwk = new.signing(key.alg)
                 keys.append(replace(key, id=jwk.kid, jwk=jwk, part=1))

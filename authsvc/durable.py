@@ -46,7 +46,7 @@ def create(folder: Path, name: str, data: bytes, *, mode: int = _OWNER_ALONE) ->
 def replace(folder: Path, name: str, data: bytes, *, mode: int = _OWNER_ALONE) -> None:
     """A file with new content: a reader sees the old or the new one. On the disk for good only after `sync(folder)`.
 
-    Raises: OSError; the old one is in force then.
+    Raises: OSError; the old one is in force then, unless the rename was done and then failed to say so.
     """
     temporary = f"{name}.{os.getpid()}.tmp"
     (folder / temporary).unlink(missing_ok=True)  # of a process that had our number and died
@@ -54,7 +54,7 @@ def replace(folder: Path, name: str, data: bytes, *, mode: int = _OWNER_ALONE) -
     try:
         os.replace(folder / temporary, folder / name)
     except BaseException:
-        os.unlink(folder / temporary)
+        (folder / temporary).unlink(missing_ok=True)  # an interruption may come when the rename is done
         raise
 
 

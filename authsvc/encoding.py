@@ -51,16 +51,19 @@ def base64_decode(text: str) -> bytes:
     return data
 
 
-def parse_json_object(data: bytes, *, control_characters: bool = False) -> dict[str, Any]:
+def parse_json_object(
+    data: bytes, *, control_characters: bool = False, max_openings: int = _MAX_OPENINGS
+) -> dict[str, Any]:
     """One JSON object in UTF-8.
 
     Raises: NotCanonical for anything else: a BOM or another encoding, duplicate members at any depth (two readers
     would see two values), NaN and Infinity, nesting that is too deep, a lone surrogate.
-    `control_characters` lets raw ones stand inside strings, as WeChat sends them in nicknames.
+    `control_characters` lets raw ones stand inside strings, as WeChat sends them in nicknames. `max_openings`: how many
+    "[" and "{" there may be, inside strings too.
     """
     try:
         # Python 3.13 follows thousands of levels, through the end of a small thread's stack.
-        if data.count(b"[") + data.count(b"{") > _MAX_OPENINGS:
+        if data.count(b"[") + data.count(b"{") > max_openings:
             raise ValueError("too many objects and lists")
         text = data.decode("utf-8")
         # json.loads of str refuses a BOM and, unlike json.loads of bytes, never guesses UTF-16 or UTF-32.

@@ -6,6 +6,7 @@ something is due; the lock on the folder sees to it that exactly one does it, on
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -20,13 +21,18 @@ from authsvc.keyfiles import KeyFolder
 from authsvc.keyreport import changes
 from authsvc.keyring import Keyring
 from authsvc.keyset import Keyset, Kind
-from authsvc.rotation import needs_tick, tick
+from authsvc.rotation import has_ended_part, needs_tick, tick
 
 LOOK_EVERY_S: Final = 1.0
 
-# A folder that cannot be read or written is said at once, and then once a minute.
+# What fails is said at once, and then once a minute.
 _SAY_AGAIN_S: Final = 60.0
+# How long what has failed is left alone: to open encrypted parts, and to wait for a store or a disk, takes its time.
+_READ_AGAIN_S: Final = 5.0
 _TRY_AGAIN_S: Final = 60.0
+# How long a clock that was set has to run on before anything is written down by it.
+_STEADY_S: Final = 300.0
+_NO_STEP_S: Final = 2.0
 
 _log = structlog.get_logger("authsvc.keys")
 
@@ -35,7 +41,7 @@ _log = structlog.get_logger("authsvc.keys")
 class Rotation:
     """How this service rotates by itself."""
 
-    every_s: int  # 0: only clears away what has ended
+    every_s: int  # 0: by hand; only destroys private parts whose time is over
     alg: str | None  # of keys to be made; None: as those there are
     random_bytes: Callable[[int], bytes] = field(repr=False)
 
@@ -59,10 +65,15 @@ class KeyKeeper:
         self._clock = clock
         self._rotation = rotation
         self._remember = remember
-        self._version: object = None
+        self._version: object = _NONE_READ
+        self._read_again_at = 0.0
         self._remembered: set[str] = set()
+        self._remember_again_at = 0.0
         self._ticked_at = 0
         self._tick_again_at = 0.0
+        self._locked_since: float | None = None
+        self._clock_offset = clock.now() - clock.monotonic()
+        self._steady_at = 0.0
         self._problem: str | None = None
         self._said: dict[str, tuple[str, float]] = {}
 
@@ -83,7 +94,8 @@ class KeyKeeper:
         """Take over a newer manifest, and do what is due. Never raises what the folder or the store may do."""
         self._reload()
         self._remember_revoked()
-        if self._problem is None and not self._folder.is_read_only and self._is_due() and self._tick():
+        steady = self._clock_is_steady()
+        if self._problem is None and steady and not self._folder.is_read_only and self._is_due() and self._tick():
             self._reload()
 
     def _run(self) -> None:
@@ -98,16 +110,18 @@ class KeyKeeper:
 
     def _reload(self) -> None:
         version = self._folder.version()
-        if version == self._version and self._problem is None:
+        if version == self._version and (self._problem is None or self._clock.monotonic() < self._read_again_at):
             return
+        self._version = version
         try:
             found = self._folder.load(now=self._clock.now(), known=self._keyring)
             self._check_is_newer(found.keyset)
         except KeysError as error:
             self._problem = str(error)
+            self._read_again_at = self._clock.monotonic() + _READ_AGAIN_S
             self._say("keys_not_reloaded", str(error), generation_in_force=self._keyring.keyset.generation)
             return
-        self._version, self._problem = version, None
+        self._problem = None
         if found.keyset != self._keyring.keyset:
             self._keyring = found
             now = self._clock.now()
@@ -117,6 +131,11 @@ class KeyKeeper:
         in_force = self._keyring.keyset
         if found == in_force:
             return
+        if found.purpose is not in_force.purpose:
+            raise KeysError(
+                f"{self._folder.path} has the keys of another service now, for {found.purpose}; "
+                "mend: put its own back, from the backup"
+            )
         # The second: commands given in an old folder may have lifted its generation above ours.
         if found.generation <= in_force.generation or not _revoked(found) >= _revoked(in_force):
             raise KeysError(
@@ -127,43 +146,68 @@ class KeyKeeper:
 
     def _remember_revoked(self) -> None:
         revoked = {key.id: key.revoked_at for key in self._keyring.keyset.keys if key.revoked_at is not None}
-        if revoked.keys() <= self._remembered:
+        if revoked.keys() <= self._remembered or self._clock.monotonic() < self._remember_again_at:
             return
         try:
             self._remember(revoked)
         except StoreUnavailable as error:
+            self._remember_again_at = self._clock.monotonic() + _TRY_AGAIN_S
             self._say("revocation_not_remembered", str(error))
         else:
             self._remembered |= revoked.keys()
 
     # ---- rotation ----
 
+    def _clock_is_steady(self) -> bool:
+        """A clock that was just set may be wrong still, and with the times that a rotation writes down so would be the
+        folder: whoever has the right time could not use it."""
+        monotonic = self._clock.monotonic()
+        offset = self._clock.now() - monotonic
+        step = offset - self._clock_offset
+        if abs(step) > max(self._keyring.keyset.lifecycle.skew_s, _NO_STEP_S):
+            self._clock_offset = offset
+            self._steady_at = monotonic + _STEADY_S
+            _log.warning("clock_was_set", by_s=round(step), keys_wait_s=round(_STEADY_S))
+        return monotonic >= self._steady_at
+
     def _is_due(self) -> bool:
-        if time.monotonic() < self._tick_again_at:
+        if self._clock.monotonic() < self._tick_again_at:
             return False
-        keyset, now = self._keyring.keyset, self._clock.now()
-        due = needs_tick(keyset, now=now, since=self._ticked_at, rotate_every_s=self._rotation.every_s)
-        return due or self._folder.is_interrupted
+        keyset, now, every_s = self._keyring.keyset, self._clock.now(), self._rotation.every_s
+        if every_s == 0:
+            return has_ended_part(keyset, now=now, since=self._ticked_at)
+        due = needs_tick(keyset, now=now, since=self._ticked_at, rotate_every_s=every_s) or self._folder.is_interrupted
+        if not due:
+            self._locked_since = None
+        return due
 
     def _tick(self) -> bool:
-        """Do what is due, if it still is when the lock is ours. False if nothing was changed."""
-        now = self._clock.now()
+        """Do what is due, if it still is when the lock is ours. False if the manifest was not changed."""
+        now, every_s = self._clock.now(), self._rotation.every_s
         try:
+            if every_s == 0:
+                # Somebody else writes: the operator, or a host whose copy of the folder this is.
+                self._folder.destroy_ended(now=now)
+                self._ticked_at = now
+                return False
             change = self._folder.change(
-                lambda keyset, new: tick(
-                    keyset, new, now=now, rotate_every_s=self._rotation.every_s, alg=self._rotation.alg
-                ),
+                lambda keyset, new: tick(keyset, new, now=now, rotate_every_s=every_s, alg=self._rotation.alg),
                 now=now,
                 random_bytes=self._rotation.random_bytes,
                 wait_s=0,
             )
-        except KeysConflict:
-            return False  # somebody is at it; the next look shows what came of it
+        except KeysConflict as error:
+            # Somebody is at it; the next look shows what came of it.
+            self._locked_since = self._locked_since or self._clock.monotonic()
+            if self._clock.monotonic() >= self._locked_since + _SAY_AGAIN_S:
+                self._say("keys_not_rotated", str(error))
+            return False
         except KeysError as error:
-            self._tick_again_at = time.monotonic() + _TRY_AGAIN_S
+            self._tick_again_at = self._clock.monotonic() + _TRY_AGAIN_S
             self._say("keys_not_rotated", str(error))
             return False
         self._ticked_at = now
+        self._locked_since = None
         if change.is_one:
             steps = [f"{step.what} {step.key.id}" for step in changes(change.before, change.after, now=now)]
             active = change.after.active(Kind.SIGNING, now=now)
@@ -171,11 +215,15 @@ class KeyKeeper:
         return change.is_one
 
     def _say(self, event: str, problem: str, **fields: Any) -> None:
-        """Each second would fill the log with it."""
+        """Each second would fill the log with it. A problem with other figures in it is the same one."""
+        now, kind = self._clock.monotonic(), re.sub(r"\d+", "", problem)
         said, at = self._said.get(event, ("", 0.0))
-        if problem != said or time.monotonic() >= at + _SAY_AGAIN_S:
-            self._said[event] = problem, time.monotonic()
+        if kind != said or now >= at + _SAY_AGAIN_S:
+            self._said[event] = kind, now
             _log.error(event, problem=problem, **fields)
+
+
+_NONE_READ: Final = object()
 
 
 def _revoked(keyset: Keyset) -> set[str]:

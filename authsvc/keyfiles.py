@@ -7,9 +7,11 @@ command clears away whatever the journal names and the manifest does not.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pwd
+import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -44,7 +46,7 @@ _LOCK: Final = ".lock"
 _JOURNAL: Final = ".journal"
 _KUBERNETES_DATA: Final = "..data"  # a Secret volume is swapped by renaming this symlink
 
-_PARTS: Final = ("sign-", "seal-", "index-")
+_PART: Final = re.compile(r"sign-[^/]+\.pem|(seal|index)-[^/]+\.key")
 _BESIDE_KEYS: Final = ("README.md", ".gitignore", ".gitkeep", "lost+found")  # what a clone or a volume brings along
 
 _MAX_MANIFEST_BYTES: Final = 1 << 20
@@ -82,7 +84,7 @@ class Inspection:
 
 def holds_keys(path: Path) -> bool:
     """Whether this looks like a key folder, in use or not."""
-    return any(name == MANIFEST or name.startswith(_PARTS) for name in os.listdir(path))
+    return any(name == MANIFEST or _PART.fullmatch(name) for name in os.listdir(path))
 
 
 class KeyFolder:
@@ -97,14 +99,21 @@ class KeyFolder:
     @property
     def is_interrupted(self) -> bool:
         """Whether a command is at work, or was killed and has left something for the next one to clear away."""
-        return (self.path / _JOURNAL).exists()
+        return os.path.lexists(self.path / _JOURNAL)
 
     @property
     def is_read_only(self) -> bool:
         return self._group_read
 
     def is_initialised(self) -> bool:
-        return (self.path / MANIFEST).exists()
+        """Also where we may not look: what is wrong there is for reading to say."""
+        try:
+            os.stat(self.path / MANIFEST)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:
+            return True
+        return True
 
     def version(self) -> tuple[int, int, int, int] | None:
         """Another value whenever the manifest is another one (stat(2)); None if there is none. Follows symlinks, so
@@ -176,7 +185,7 @@ class KeyFolder:
                         "or let the service run, which does it"
                     )
             named = _files(keyset)
-            strays = sorted(n for n in os.listdir(folder) if n.startswith(_PARTS) and n not in named)
+            strays = sorted(n for n in os.listdir(folder) if _PART.fullmatch(n) and n not in named)
             if _is_there(folder, _JOURNAL):
                 problems.append(f"a command on {self.path} was interrupted; mend: make keys-prune clears up after it")
         return Inspection(keyset, tuple(problems), tuple(strays))
@@ -203,12 +212,14 @@ class KeyFolder:
             if not self.path.exists():
                 self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
                 durable.sync(self.path.parent)
+            # Before a lock is put into a folder that is none of ours.
+            _check_owner(self.path, os.stat(self.path), None)
+            self._check_is_ours_alone()
         with self._locked(_LOCK_WAIT_S):
             with self._nothing_changed():
                 if self.is_initialised():
                     self._finish_interrupted(named=_files(self.keyset()))
                     return False
-                self._check_is_ours_alone()
                 # A bare clone brings the folder, for its runbook, with the modes that everything has.
                 self.path.chmod(0o700)
                 self._finish_interrupted(named=())
@@ -257,6 +268,8 @@ class KeyFolder:
                 self._finish_interrupted(named=_files(before))
                 new = _Maker(random_bytes, generate, self._passphrase)
                 after = transition(before, new)
+                if new.parts:
+                    self._check_passphrase(before)
             ended = _ended_parts(before, now=now) | _ended_parts(after, now=now) | (_files(before) - _files(after))
             if after != before:
                 self._commit(after, new.parts, ended=ended)
@@ -276,7 +289,22 @@ class KeyFolder:
         """What `change` would do; the ids of new keys are made up. Raises: KeysError."""
         before = self.keyset()
         self._check_clock(before, now=now)
-        return Change(before, transition(before, _Maker(random_bytes, generate, self._passphrase)))
+        new = _Maker(random_bytes, generate, self._passphrase)
+        after = transition(before, new)
+        if new.parts:
+            self._check_passphrase(before)
+        return Change(before, after)
+
+    def destroy_ended(self, *, now: int) -> None:
+        """Destroy the private parts whose time is over, and nothing else: whoever else writes here, or to another copy
+        of this folder, is not in the way of that.
+
+        Raises: KeysConflict if somebody holds the lock; KeysError.
+        """
+        keyset = self.keyset()
+        self._check_clock(keyset, now=now)
+        with self._locked(0), self._cleared_away():
+            self._destroy(_ended_parts(keyset, now=now))
 
     def change_passphrase(
         self, passphrase: str | None, *, now: int, random_bytes: Callable[[int], bytes]
@@ -318,10 +346,14 @@ class KeyFolder:
     def _open_folder(self, problems: list[str] | None = None) -> int:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         try:
-            try:
-                folder = os.open(self.path / _KUBERNETES_DATA, flags)
-            except FileNotFoundError:
-                folder = os.open(self.path, flags)
+            folder = os.open(self.path, flags)
+            if self._group_read and _is_there(folder, _KUBERNETES_DATA):
+                volume = folder
+                try:
+                    self._check_nobody_else_writes(volume, problems)
+                    folder = os.open(_KUBERNETES_DATA, flags, dir_fd=volume)
+                finally:
+                    os.close(volume)
         except FileNotFoundError:
             raise KeysError(f"there is no key folder {self.path}; mend: authsvc keys init (make keys)") from None
         except OSError as error:
@@ -346,12 +378,16 @@ class KeyFolder:
         _check_owner(self.path, found, problems)
         mode = stat.S_IMODE(found.st_mode)
         if self._group_read:
-            # The files carry the protection; of the folder only that nobody else can put files into it.
-            read_only = os.fstatvfs(folder).f_flag & os.ST_RDONLY
-            if mode & 0o022 and not read_only:
-                _complain(f"{self.path} can be written by others; mend: chmod go-w {self.path}", problems)
+            # The files carry the protection.
+            self._check_nobody_else_writes(folder, problems)
         elif mode & 0o077:
             _complain(f"{self.path} is open to others (mode {mode:04o}); mend: chmod 700 {self.path}", problems)
+
+    def _check_nobody_else_writes(self, folder: int, problems: list[str] | None) -> None:
+        read_only = os.fstatvfs(folder).f_flag & os.ST_RDONLY
+        if os.fstat(folder).st_mode & 0o022 and not read_only:
+            mend = f"chmod go-w {self.path}, or mount it read-only"
+            _complain(f"{self.path} can be written by others; mend: {mend}", problems)
 
     def _read(self, folder: int, name: str, limit: int, problems: list[str] | None = None) -> bytes:
         path = self.path / name
@@ -360,6 +396,9 @@ class KeyFolder:
         except FileNotFoundError:
             raise self._missing(name) from None
         except OSError as error:
+            if error.errno == errno.ELOOP and not self._group_read:
+                mend = "AUTHSVC_KEYS_GROUP_READ=1 if this is a Kubernetes Secret, else the file itself in its place"
+                raise KeysError(f"{path} is a link; mend: {mend}") from None
             raise KeysError(f"{path} cannot be opened: {error.strerror}") from None
         with os.fdopen(descriptor, "rb") as file:
             found = os.fstat(file.fileno())
@@ -425,6 +464,16 @@ class KeyFolder:
         for kind in (Kind.SIGNING, Kind.SEALING):
             keyset.active(kind, now=now)
         return Keyring(keyset, private_keys, secret_keys)
+
+    def _check_passphrase(self, keyset: Keyset) -> None:
+        """New parts are not written beside others that are under another passphrase, or in clear beside encrypted ones:
+        nobody could read them all. Raises: KeysError."""
+        with self._opened() as folder:
+            # One is as good as another; the index key is the one that never ends.
+            for record in sorted(keyset.keys, key=lambda key: key.kind is not Kind.INDEX):
+                if _is_there(folder, record.file):
+                    self._parse_part(self._read(folder, record.file, _MAX_KEY_BYTES), record)
+                    return
 
     def _parse_part(self, data: bytes, record: KeyRecord) -> PrivateKey | bytes:
         path = self.path / record.file
@@ -494,28 +543,53 @@ class KeyFolder:
     def _commit(self, keyset: Keyset, parts: Mapping[str, bytes], *, ended: Iterable[str]) -> None:
         """Make `keyset` the one in force, with the private parts of its new keys, and destroy the parts that end."""
         ended = tuple(ended)
+        manifest = dump_manifest(keyset)
         with self._nothing_changed():
+            self._check_names_are_free(parts)
             try:
                 durable.create(self.path, _JOURNAL, canonical_json(sorted({*parts, *ended})))
                 durable.sync(self.path)
                 for name, data in parts.items():
                     durable.create(self.path, name, data)
                 durable.sync(self.path)
-                manifest = dump_manifest(keyset)
                 self._prove(keyset, manifest, parts)
                 durable.replace(self.path, MANIFEST, manifest)
-            except BaseException:
-                for name in (*parts, _JOURNAL):
-                    durable.remove(self.path, name)
-                raise
+            except BaseException as error:
+                if not self._is_in_force(manifest):
+                    for name in (*parts, _JOURNAL):
+                        durable.remove(self.path, name)
+                    raise
+                # The rename was done before this came. Ctrl-C ends the command; the next one clears up by the journal.
+                if not isinstance(error, OSError):
+                    raise
         with self._changed_already():
             durable.sync(self.path)
             self._destroy(ended)
             durable.remove(self.path, _JOURNAL)
             durable.sync(self.path)
 
+    def _is_in_force(self, manifest: bytes) -> bool:
+        try:
+            return (self.path / MANIFEST).read_bytes() == manifest
+        except FileNotFoundError:
+            return False
+
+    def _check_names_are_free(self, names: Iterable[str]) -> None:
+        """What we make we may take back. Raises: KeysError."""
+        for name in names:
+            if os.path.lexists(self.path / name):
+                raise KeysError(
+                    f"{self.path / name} is in the way, and the manifest does not name it; mend: move it away, unless "
+                    "another backup needs it; nothing was changed"
+                )
+
     def _prove(self, keyset: Keyset, manifest: bytes, names: Iterable[str]) -> None:
         """What was written can be read, before anything relies on it."""
+        if len(manifest) > _MAX_MANIFEST_BYTES:
+            raise KeysError(
+                f"{self.path / MANIFEST} would have {len(keyset.keys)} keys and be larger than {_MAX_MANIFEST_BYTES} "
+                "bytes; nothing was changed; mend: make keys-prune; a longer AUTHSVC_ROTATE_EVERY"
+            )
         if parse_manifest(manifest) != keyset:
             raise KeysError(f"{self.path} would have got a manifest that says something else; nothing was changed")
         folder = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -547,16 +621,18 @@ class KeyFolder:
     def _check_is_ours_alone(self) -> None:
         """The folder's mode is changed for everything in it: AUTHSVC_KEYS=/etc must not shut others out of /etc."""
         known = {*_BESIDE_KEYS, MANIFEST, _LOCK, _JOURNAL}
-        ours = (*_PARTS, f"{MANIFEST}.")
-        strange = [p.name for p in self.path.iterdir() if p.name not in known and not p.name.startswith(ours)]
+        strange = [
+            name
+            for name in os.listdir(self.path)
+            if name not in known and not _PART.fullmatch(name) and not name.startswith(f"{MANIFEST}.")
+        ]
         if strange:
-            durable.remove(self.path, _LOCK)
             raise KeysError(
                 f"{self.path} holds other files, such as {strange[0]!r}; mend: give the keys a folder of their own"
             )
 
     def _check_no_parts(self) -> None:
-        parts = sorted(p.name for p in self.path.iterdir() if p.name.startswith(_PARTS))
+        parts = sorted(name for name in os.listdir(self.path) if _PART.fullmatch(name))
         if parts:
             raise KeysError(
                 f"{self.path} holds private parts such as {parts[0]} but no {MANIFEST}; "
@@ -646,5 +722,7 @@ def _journalled(data: bytes) -> list[str]:
         names = json.loads(data)
     except ValueError:
         return []
+    if not isinstance(names, list):
+        return []
     # They are removed: nothing but a private part in this very folder may stand here.
-    return [name for name in names if isinstance(name, str) and name.startswith(_PARTS) and "/" not in name]
+    return [name for name in names if isinstance(name, str) and _PART.fullmatch(name)]

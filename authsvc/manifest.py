@@ -18,6 +18,8 @@ from authsvc.keyset import INDEX_ALG, SEALING_ALG, KeyRecord, Keyset, Kind, Life
 
 FORMAT: Final = "authsvc-keyset/1"
 
+_MAX_OPENINGS: Final = 10_000  # a record has two, and keys that were revoked stay
+
 
 def dump_manifest(keyset: Keyset) -> bytes:
     """The manifest's text: for people to read, with a checksum over its canonical form."""
@@ -36,7 +38,7 @@ def dump_manifest(keyset: Keyset) -> bytes:
 def parse_manifest(data: bytes) -> Keyset:
     """Raises: KeysError, saying what is wrong, unless the manifest is whole and makes sense."""
     try:
-        document = parse_json_object(data)
+        document = parse_json_object(data, max_openings=_MAX_OPENINGS)
     except NotCanonical as error:
         raise KeysError(f"it is {error}") from None
     if document.get("format") != FORMAT:

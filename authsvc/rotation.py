@@ -113,7 +113,7 @@ def revoke_all(keyset: Keyset, new: NewKeys, *, now: int, alg: str | None = None
     Verifiers refuse the fresh key's tokens until they fetch the JWKS anew. The index key stays.
     """
     now = _not_before(keyset, now)
-    # Not the active key's: in an emergency a clock that is wrong must not be what stops this.
+    # Not the active key's: there may be none, by a clock that was set back.
     wanted_alg = alg or max(keyset.of(Kind.SIGNING), key=lambda key: key.publish_at).alg
     burnt = [
         replace(key, revoked_at=now, reason=reason)
@@ -146,13 +146,18 @@ def tick(keyset: Keyset, new: NewKeys, *, now: int, rotate_every_s: int, alg: st
 
 def needs_tick(keyset: Keyset, *, now: int, since: int, rotate_every_s: int) -> bool:
     """Whether a `tick` at `now` has something to do that one at `since` had not; without making any key."""
-    ends = (key.part_ends_at(keyset.lifecycle) for key in keyset.keys)
     return (
         any(is_due(keyset, kind, now=now, rotate_every_s=rotate_every_s) for kind in (Kind.SIGNING, Kind.SEALING))
         or keyset.standby(now=now) is None
         or any(key.state(now=now) is State.REMOVED for key in keyset.keys)
-        or any(ends_at is not None and since < ends_at <= now for ends_at in ends)
+        or has_ended_part(keyset, now=now, since=since)
     )
+
+
+def has_ended_part(keyset: Keyset, *, now: int, since: int) -> bool:
+    """Whether the time of a private part was over at some moment after `since`, until `now`."""
+    ends = (key.part_ends_at(keyset.lifecycle) for key in keyset.keys)
+    return any(ends_at is not None and since < ends_at <= now for ends_at in ends)
 
 
 def is_due(keyset: Keyset, kind: Kind, *, now: int, rotate_every_s: int) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from threading import BoundedSemaphore
+from typing import Final
 
 from flask import Flask
 
@@ -28,6 +29,8 @@ from authsvc.store import Store, open_store, prepare_store
 from authsvc.tokens import VerificationKey
 from authsvc.verifier import Verifier
 from authsvc.wechat import WeChatClient, new_session
+
+_MAX_KEPT_KEYS: Final = 500  # of each kind: about half of what the manifest's own limit leaves room for
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,7 @@ def prepare(settings: Settings, *, clock: Clock) -> Prepared:
     now = clock.now()
     keyring = folder.load(now=now)
     _check_purpose(keyring, settings, folder.path)
+    check_rotate_every(keyring.keyset.lifecycle, settings.keys.rotate_every_s)
     lifetimes = {"token_ttl_s": settings.token_ttl_s, "session_key_ttl_s": settings.session_key_ttl_s}
     if keyring.keyset.with_lifetimes(**lifetimes, now=now) is not keyring.keyset:
         # Before the first token of that life is signed: a later rotation keeps the old key for as long.
@@ -87,11 +91,21 @@ def init_keys(settings: KeySettings, lifecycle: Lifecycle, *, clock: Clock) -> b
     )
 
 
+def check_rotate_every(lifecycle: Lifecycle, rotate_every_s: int) -> None:
+    """Raises: KeysError if keys were made so much faster than they end that the folder would choke on them."""
+    least_s = -(-max(lifecycle.sealing_retention_s, lifecycle.signing_retention_s) // _MAX_KEPT_KEYS)
+    if 0 < rotate_every_s < least_s:
+        raise KeysError(
+            f"AUTHSVC_ROTATE_EVERY={rotate_every_s} is too short: what keys sign or seal lives so long that more than "
+            f"{_MAX_KEPT_KEYS} of a kind would have to be kept; mend: at least {least_s}, or 0 for rotation by hand"
+        )
+
+
 def build_app(settings: Settings, *, inherited: Keyring | None) -> Flask:
     """The WSGI app of one worker process, with connections and a keeper of its own.
 
     A worker that takes the place of a dead one begins with the `inherited` keys, and stays with them if it cannot
-    read the folder.
+    read the folder. Raises: KeysError if those are not the last ones any more; StoreUnavailable.
     """
     clock = SystemClock()
     folder = open_keys(settings.keys)
@@ -105,6 +119,7 @@ def build_app(settings: Settings, *, inherited: Keyring | None) -> Flask:
     )
     keeper.look()
     if keeper.problem is not None:
+        _check_not_behind(keeper.current().keyset, folder, keeper.problem)
         check_not_revived(keeper.current().keyset, store, folder.path)
     keeper.start()
     services = build_services(
@@ -227,6 +242,19 @@ def _check_purpose(keyring: Keyring, settings: Settings, path: Path) -> None:
     found = keyring.keyset.purpose
     if found is not expected:
         raise KeysError(f"the keys in {path} are for {found}, this service is for {expected}; mend: set AUTHSVC_KEYS")
+
+
+def _check_not_behind(inherited: Keyset, folder: KeyFolder, problem: str) -> None:
+    """What a worker took over from a process that started long ago may have been rotated or revoked since."""
+    try:
+        generation = folder.keyset().generation
+    except KeysError:
+        return  # nothing is known against it
+    if generation > inherited.generation:
+        raise KeysError(
+            f"a new worker has the keys of generation {inherited.generation}, from the start of the service, and those "
+            f"of generation {generation} cannot be used: {problem}"
+        )
 
 
 def _said_of_keys(keyring: Keyring, settings: KeySettings, *, now: int) -> list[str]:

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,11 +26,12 @@ from authsvc.keyset import Keyset, Kind, Lifecycle
 from authsvc.rotation import prune, revoke, revoke_all, rotate, rotate_store, tick
 from authsvc.settings import SANDBOX_FOLDER, KeySettings, load_key_settings
 from authsvc.store import open_store, store_path
-from authsvc.wiring import check_not_revived, init_keys, open_keys, settle_revocation
+from authsvc.wiring import check_not_revived, check_rotate_every, init_keys, open_keys, settle_revocation
 
 EXPORT_FOLDER: Final = Path(".public-keys")
 
 _MAX_REASON_CHARS: Final = 200
+_MAX_POLICY_S: Final = 315_360_000  # ten years
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +39,13 @@ class _Here:
     """What every command works on."""
 
     settings: KeySettings
-    store_url: str
+    store_url: str = field(repr=False)  # may hold a password
     folder: KeyFolder
     now: int
+
+    def after_a_question(self) -> _Here:
+        """An operator may take minutes to answer, and what he answers to may lie on for hours."""
+        return replace(self, now=SystemClock().now())
 
 
 def _here() -> _Here:
@@ -77,7 +82,7 @@ def _lifecycle_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for member in reversed(fields(Lifecycle)):
         name = member.name.removesuffix("_s").replace("_", "-")
         option = click.option(
-            f"--{name}", member.name, type=click.IntRange(min=0), default=member.default, show_default=True
+            f"--{name}", member.name, type=click.IntRange(0, _MAX_POLICY_S), default=member.default, show_default=True
         )
         function = option(function)
     return function
@@ -226,6 +231,7 @@ def keys_tick(as_json: bool) -> None:
     """Do what is due, for cron: rotate as AUTHSVC_ROTATE_EVERY says, make a missing standby, clear away what ended."""
     here = _here_with_keys()
     every_s = here.settings.rotate_every_s
+    check_rotate_every(here.folder.keyset().lifecycle, every_s)
 
     def transition(keyset: Keyset, new: Any) -> Keyset:
         return tick(keyset, new, now=here.now, rotate_every_s=every_s, alg=here.settings.alg)
@@ -271,6 +277,7 @@ def keys_revoke(kid: str | None, everything: bool, reason: str, yes: bool, dry_r
     warning = keywords.before_revocation(planned, kid, now=here.now)
     if not dry_run and not yes:
         _confirm(kid or "revoke all", warning, as_json=as_json)
+        here = here.after_a_question()
     change = planned if dry_run else here.folder.change(transition, now=here.now, random_bytes=os.urandom)
     lines = [*warning] if dry_run or yes else []
     settled = True
@@ -393,6 +400,7 @@ def keys_passphrase(new_file: Path | None, remove: bool, as_json: bool) -> None:
     if remove and new_file:
         raise click.UsageError("either --new-file or --remove")
     passphrase = None if remove else _new_passphrase(new_file, as_json=as_json)
+    here = here.after_a_question()
     folder, change = here.folder.change_passphrase(passphrase, now=here.now, random_bytes=os.urandom)
     folder.load(now=here.now)
     if not change.is_one:

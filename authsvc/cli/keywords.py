@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from authsvc.cli.shared import local_time, relative, span
 from authsvc.keyfiles import Change
-from authsvc.keyset import Kind
+from authsvc.keyset import Kind, State
 
 
 def of_rotation(change: Change, *, now: int, early: bool) -> list[str]:
@@ -62,7 +62,8 @@ def before_revocation(planned: Change, kid: str | None, *, now: int) -> list[str
     successor = planned.after.active(Kind.SIGNING, now=now)
     was = planned.before.key(successor.id)
     known_for_s = now - was.publish_at if was else 0
-    if successor.id != planned.before.active(Kind.SIGNING, now=now).id and known_for_s < planned.after.lifecycle.lead_s:
+    signs_already = was is not None and was.state(now=now) is State.ACTIVE
+    if not signs_already and known_for_s < planned.after.lifecycle.lead_s:
         wait_s = planned.after.lifecycle.spread_s + planned.after.lifecycle.jwks_reach_s
         lines.append(
             "The key that takes over is younger than the lead: verifiers that keep the JWKS may refuse new, genuine "

@@ -61,14 +61,22 @@ _LIVE_LOGINS: Final = (
     .where(*_IS_USERS_LOGIN, LOGINS.c.expires_at > bindparam("now_"))
     .order_by(*_LAST_STARTED_FIRST)
 )
-_DROP_LOGINS: Final = LOGINS.delete().where(
-    func.substr(
-        LOGINS.c.sealed_session_key,
-        literal_column("1"),
-        bindparam("start_bytes_", type_=Integer),
+# So many in one transaction: logins that wait for the same lock are not to notice that a store is emptied.
+_DROPPED_AT_ONCE: Final = 500
+_SOME_SEALED_LOGINS: Final = (
+    select(LOGINS.c.appid, LOGINS.c.openid, LOGINS.c.sid)
+    .where(
+        func.substr(
+            LOGINS.c.sealed_session_key,
+            literal_column("1"),
+            bindparam("start_bytes_", type_=Integer),
+        )
+        == bindparam("start_", type_=LOGINS.c.sealed_session_key.type)
     )
-    == bindparam("start_", type_=LOGINS.c.sealed_session_key.type)
+    .limit(literal_column(str(_DROPPED_AT_ONCE)))
+    .offset(literal_column("0"))
 )
+_DROP_LOGIN: Final = LOGINS.delete().where(*_IS_USERS_LOGIN, LOGINS.c.sid == bindparam("sid_"))
 _ADD_REVOKED_KEY: Final = REVOKED_KEYS.insert()
 _REVOKED_KEYS: Final = select(REVOKED_KEYS.c.key_id, REVOKED_KEYS.c.revoked_at)
 
@@ -114,7 +122,8 @@ class SqlStore:
         self._set_state = _Statement(_SET_STATE, engine.dialect)
         self._user = _Statement(_USER, engine.dialect)
         self._live_logins = _Statement(_LIVE_LOGINS, engine.dialect)
-        self._drop_logins = _Statement(_DROP_LOGINS, engine.dialect)
+        self._some_sealed_logins = _Statement(_SOME_SEALED_LOGINS, engine.dialect)
+        self._drop_login = _Statement(_DROP_LOGIN, engine.dialect)
         self._add_revoked_key = _Statement(_ADD_REVOKED_KEY, engine.dialect)
         self._revoked_keys = _Statement(_REVOKED_KEYS, engine.dialect)
 
@@ -177,10 +186,18 @@ class SqlStore:
             return bool(cursor.rowcount)
 
     def drop_logins(self, sealed_start: bytes) -> int:
-        values = {"start_": sealed_start, "start_bytes_": len(sealed_start)}
-        with self._connection() as connection, self._written(connection) as cursor:
-            self._drop_logins.run(cursor, values)
-            return int(cursor.rowcount)
+        dropped = 0
+        while True:
+            with self._connection() as connection:
+                with _cursor(connection) as cursor:
+                    self._some_sealed_logins.run(cursor, {"start_": sealed_start, "start_bytes_": len(sealed_start)})
+                    found = cursor.fetchall()
+                if not found:
+                    return dropped
+                with self._written(connection) as cursor:
+                    for appid, openid, sid in found:
+                        self._drop_login.run(cursor, {"appid_": appid, "openid_": openid, "sid_": sid})
+                        dropped += cursor.rowcount
 
     def note_revoked_keys(self, revoked: Mapping[str, int]) -> None:
         with self._connection() as connection:

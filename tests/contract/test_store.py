@@ -303,6 +303,13 @@ def test_logins_under_a_burnt_key_are_dropped_and_no_others(store: Store) -> Non
     assert store.user("wx-a", "o2") is not None
 
 
+def test_all_logins_under_a_burnt_key_are_dropped_however_many(store: Store) -> None:
+    for number in range(1_001):
+        store.put_login(replace(login("s", openid=f"o{number}"), sealed_session_key=b"burnt"), unionid=None)
+    assert store.drop_logins(b"burnt") == 1_001
+    assert sids(store, openid="o1000") == []
+
+
 def test_revoked_keys_are_remembered_with_their_first_time(store: Store) -> None:
     assert store.revoked_keys() == {}
     store.note_revoked_keys({"a" * 43: NOW, "A" * 43: NOW + 1})

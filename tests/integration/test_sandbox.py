@@ -26,23 +26,13 @@ from authsvc.errors import SettingsError
 from authsvc.sandbox.faults import FAULTS
 from authsvc.sandbox.server import SandboxServer
 from authsvc.sandbox.wechat import SandboxWeChat
+from tests.support.clock import FakeClock
 
 APPID, SECRET = "wx0123456789abcdef", "s3cret-0123456789abcdef"
 OTHER_APPID, OTHER_SECRET = "wxfedcba9876543210", "s3cret-fedcba9876543210"
 USER = "alice"
 TIMEOUT_S = 10  # for what comes at once; a wait this long is a failure
 REPLY_LIMIT = 64 * 1024
-
-
-@dataclass
-class FakeClock:
-    seconds: int = 1_700_000_000
-
-    def now(self) -> int:
-        return self.seconds
-
-    def now_us(self) -> int:
-        return self.seconds * 1_000_000
 
 
 def new_model(apps: Mapping[str, str]) -> SandboxWeChat:

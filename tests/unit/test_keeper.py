@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog.testing
@@ -13,6 +14,7 @@ import structlog.testing
 from authsvc.errors import KeysError, StoreUnavailable
 from authsvc.keeper import KeyKeeper, Rotation
 from authsvc.keyfiles import MANIFEST, Change, KeyFolder, Transition
+from authsvc.keyring import Keyring
 from authsvc.keyset import Kind, Lifecycle, Purpose
 from authsvc.rotation import revoke, rotate
 from tests.support.clock import NOW, FakeClock
@@ -187,10 +189,15 @@ def test_of_two_keepers_one_rotates_and_the_other_follows(folder: KeyFolder, clo
     assert len({_kid(keeper, clock) for keeper in keepers}) == 1
 
 
-def test_with_rotation_by_hand_what_has_ended_is_still_cleared_away(
+def test_with_rotation_by_hand_private_parts_that_have_ended_are_destroyed_and_nothing_else_is_done(
     folder: KeyFolder, clock: FakeClock, memory: Memory
 ) -> None:
+    """Another host may be the one that writes: what this one wrote by itself, its copy alone would have."""
     old = _change(folder, lambda k, new: rotate(k, new, now=clock.at), now=clock.at).before
+    manifest = (folder.path / MANIFEST).read_bytes()
+    underway = folder.path / f"seal-{'0' * 8}.key"
+    underway.touch(0o600)
+    (folder.path / ".journal").write_text(f'["{underway.name}"]')
     part = folder.path / old.active(Kind.SIGNING, now=clock.at).file
     keeper = _keeper(folder, clock, memory, every_s=0)
     keeper.look()
@@ -202,9 +209,9 @@ def test_with_rotation_by_hand_what_has_ended_is_still_cleared_away(
     assert not part.exists()
     clock.at += 100 * MONTH
     keeper.look()
-    keyset = keeper.current().keyset
-    assert old.active(Kind.SIGNING, now=NOW).id not in [key.id for key in keyset.keys]
-    assert len(list(keyset.of(Kind.SIGNING))) == 2
+    assert (folder.path / MANIFEST).read_bytes() == manifest
+    assert underway.exists()
+    assert (folder.path / ".journal").exists()
 
 
 def test_a_folder_that_cannot_be_written_is_said_once_and_nothing_stops(
@@ -257,9 +264,14 @@ def test_every_revoked_key_is_remembered_once_and_again_while_the_store_is_away(
     memory.is_down = True
     keeper.look()
     assert memory.known == {}
+    revoked_at = clock.at
     memory.is_down = False
+    clock.at += 59
     keeper.look()
-    assert memory.known == {stolen: clock.at}
+    assert memory.known == {}  # while it was waited for the store, the folder would not be looked at
+    clock.at += 1
+    keeper.look()
+    assert memory.known == {stolen: revoked_at}
     asked = memory.asked
     keeper.look()
     assert memory.asked == asked
@@ -292,3 +304,155 @@ def test_a_clock_that_was_set_back_never_signs_with_a_key_whose_part_is_gone(
     assert ring.signing_key(now=clock.at)
     with pytest.raises(KeysError, match="clock"):
         ring.signing_key(now=clock.at - Lifecycle().last_use_s - 1)
+
+
+# ---- what fails, and goes on failing ------------------------------------------------------------
+
+
+def test_what_could_not_be_read_is_read_again_after_five_seconds_or_when_it_has_changed(
+    folder: KeyFolder, keeper: KeyKeeper, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock.at = NOW + 100
+    keeper.look()
+    read = []
+    load = folder.load
+
+    def counted(**arguments: Any) -> Keyring:
+        read.append(clock.at)
+        return load(**arguments)
+
+    monkeypatch.setattr(folder, "load", counted)
+    _change(folder, lambda k, new: rotate(k, new, now=clock.at), now=clock.at)
+    standby = folder.keyset().standby(now=clock.at)
+    assert standby is not None
+    (folder.path / standby.file).rename(folder.path / "away")
+    for _ in range(5):
+        keeper.look()
+        clock.at += 1
+    assert len(read) == 1
+    assert keeper.problem is not None
+    (folder.path / "away").rename(folder.path / standby.file)
+    keeper.look()
+    assert len(read) == 2
+    assert keeper.problem is None
+    (folder.path / MANIFEST).write_bytes(b"{")
+    keeper.look()
+    assert keeper.problem is not None
+    (folder.path / MANIFEST).write_bytes(b"{}")
+    keeper.look()
+    assert len(read) == 4
+
+
+def test_a_problem_that_stays_is_said_again_each_minute_whatever_figures_are_in_it(
+    folder: KeyFolder, keeper: KeyKeeper, clock: FakeClock
+) -> None:
+    keeper.look()
+    _change(folder, lambda k, new: rotate(k, new, now=clock.at + 1_000), now=clock.at + 1_000)
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(59):
+            keeper.look()
+            clock.at += 1
+    assert [line["problem"].startswith("the clock is 1000 s behind") for line in logs] == [True]
+    clock.at += 1
+    with structlog.testing.capture_logs() as logs:
+        keeper.look()
+    assert [line["event"] for line in logs] == ["keys_not_reloaded"]
+
+
+def test_a_rotation_that_failed_is_tried_again_after_a_minute(
+    folder: KeyFolder, keeper: KeyKeeper, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper.look()
+    clock.at += 1
+    tried = []
+
+    def full(*_: object, **__: object) -> Change:
+        tried.append(clock.at)
+        raise KeysError("the disk is full")
+
+    monkeypatch.setattr(folder, "change", full)
+    for _ in range(121):
+        keeper.look()
+        clock.at += 1
+    assert [at - tried[0] for at in tried] == [0, 60, 120]
+
+
+def test_a_lock_that_is_held_for_a_minute_is_said(folder: KeyFolder, keeper: KeyKeeper, clock: FakeClock) -> None:
+    keeper.look()
+    clock.at += 1
+    with folder._locked(0), structlog.testing.capture_logs() as logs:
+        for _ in range(60):
+            keeper.look()
+            clock.at += 1
+        assert logs == []
+        keeper.look()
+    assert [line["event"] for line in logs] == ["keys_not_rotated"]
+    assert "another command" in logs[0]["problem"]
+
+
+def test_a_worker_that_could_never_read_the_folder_says_so(
+    folder: KeyFolder, clock: FakeClock, memory: Memory, tmp_path: Path
+) -> None:
+    """As one that takes the place of another does, with the keys that it was given."""
+    keeper = _keeper(folder, clock, memory)
+    folder.path.rename(tmp_path / "away")
+    keeper.look()
+    assert keeper.problem is not None
+
+
+def test_the_keys_of_another_service_are_not_taken_over(
+    folder: KeyFolder, keeper: KeyKeeper, clock: FakeClock, tmp_path: Path
+) -> None:
+    keeper.look()
+    before = keeper.current()
+    other = KeyFolder(tmp_path / "sandbox")
+    other.init(alg="ES256", purpose=Purpose.SANDBOX, lifecycle=Lifecycle(), now=NOW, random_bytes=os.urandom)
+    _change(other, lambda k, new: rotate(k, new, now=clock.at), now=clock.at)
+    shutil.copytree(other.path, folder.path, dirs_exist_ok=True)
+    keeper.look()
+    assert keeper.current() is before
+    assert "sandbox" in (keeper.problem or "")
+
+
+# ---- a clock that is set ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("by_s", [-61, 61, 365 * 86_400])
+def test_by_a_clock_that_was_just_set_nothing_is_rotated_for_five_minutes(
+    folder: KeyFolder, keeper: KeyKeeper, clock: FakeClock, by_s: int
+) -> None:
+    keeper.look()
+    clock.at += 100 + by_s
+    clock.set_by += by_s
+    with structlog.testing.capture_logs() as logs:
+        keeper.look()
+        clock.at += 299
+        keeper.look()
+    assert [(line["event"], line["by_s"]) for line in logs] == [("clock_was_set", by_s)]
+    assert folder.keyset().generation == 1
+    clock.at += 1
+    keeper.look()
+    assert folder.keyset().generation == 2
+
+
+def test_a_clock_that_was_set_and_set_back_leaves_no_trace(folder: KeyFolder, clock: FakeClock, memory: Memory) -> None:
+    clock.at = NOW + 1
+    keeper = _keeper(folder, clock, memory)
+    for by_s in (365 * 86_400, -365 * 86_400):
+        keeper.look()
+        clock.at += 10 + by_s
+        clock.set_by += by_s
+    clock.at += 1_000
+    keeper.look()
+    assert keeper.problem is None
+    assert folder.keyset().updated_at == NOW
+
+
+def test_a_clock_that_is_corrected_by_less_than_the_skew_stops_nothing(
+    folder: KeyFolder, keeper: KeyKeeper, clock: FakeClock
+) -> None:
+    keeper.look()
+    clock.at += 60
+    clock.set_by += 60
+    keeper.look()
+    assert folder.keyset().generation == 2

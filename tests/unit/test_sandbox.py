@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import itertools
 import re
-from dataclasses import dataclass
 
 import pytest
 
@@ -13,22 +12,11 @@ from authsvc.errors import BadRequest, SettingsError
 from authsvc.sandbox import admin, wechat
 from authsvc.sandbox.faults import FAULTS, FaultPlan
 from authsvc.sandbox.wechat import SandboxWeChat
+from tests.support.clock import FakeClock
 
 APPID, SECRET = "wx0123456789abcdef", "0123456789abcdef0123456789abcdef"
 OTHER_APPID, OTHER_SECRET = "wxfedcba9876543210", "fedcba9876543210fedcba9876543210"
 GRANT = "authorization_code"
-START = 1_700_000_040  # the first second of a minute
-
-
-@dataclass
-class FakeClock:
-    seconds: int = START
-
-    def now(self) -> int:
-        return self.seconds
-
-    def now_us(self) -> int:
-        return self.seconds * 1_000_000
 
 
 class CountingBytes:
@@ -85,7 +73,7 @@ def test_a_login_has_an_openid_and_a_session_key_and_nothing_else(model: Sandbox
 @pytest.mark.parametrize(("age_s", "errcode"), [(0, None), (299, None), (300, 40029), (301, 40029), (86_400, 40029)])
 def test_a_code_lives_five_minutes(model: SandboxWeChat, clock: FakeClock, age_s: int, errcode: int | None) -> None:
     code = model.mint_code(APPID, "alice")
-    clock.seconds += age_s
+    clock.at += age_s
     assert exchange(model, code).get("errcode") == errcode
 
 
@@ -95,9 +83,9 @@ def test_a_code_is_good_once_and_used_for_the_rest_of_its_five_minutes_and_unkno
     code = model.mint_code(APPID, "alice")
     assert "errcode" not in exchange(model, code)
     assert exchange(model, code)["errcode"] == 40163
-    clock.seconds += 299
+    clock.at += 299
     assert exchange(model, code)["errcode"] == 40163
-    clock.seconds += 1
+    clock.at += 1
     assert exchange(model, code)["errcode"] == 40029
 
 
@@ -203,7 +191,7 @@ def test_a_later_login_replaces_the_session_key_but_not_within_a_minute(
     model: SandboxWeChat, clock: FakeClock, later_s: int, same: bool
 ) -> None:
     first = log_in(model)["session_key"]
-    clock.seconds += later_s
+    clock.at += later_s
     assert (log_in(model)["session_key"] == first) is same
 
 
@@ -216,7 +204,7 @@ def test_the_login_that_started_last_has_the_valid_key_whichever_code_is_exchang
     model: SandboxWeChat, clock: FakeClock
 ) -> None:
     earlier = model.mint_code(APPID, "alice")
-    clock.seconds += 60
+    clock.at += 60
     later = model.mint_code(APPID, "alice")
     later_key, earlier_key = exchange(model, later)["session_key"], exchange(model, earlier)["session_key"]
     assert model.session_keys(APPID, model.openid(APPID, "alice")) == (later_key, earlier_key)
@@ -226,7 +214,7 @@ def test_the_valid_key_and_the_one_before_it_are_known_and_no_older_one(model: S
     keys = []
     for _ in range(3):
         keys.append(log_in(model)["session_key"])
-        clock.seconds += 60
+        clock.at += 60
     assert model.session_keys(APPID, model.openid(APPID, "alice")) == (keys[2], keys[1])
     assert model.session_keys(APPID, model.openid(APPID, "bob")) == ()
 
@@ -241,21 +229,21 @@ def test_users_do_not_share_a_session_key(model: SandboxWeChat) -> None:
 def test_the_hundred_and_first_exchange_of_a_user_in_a_minute_is_refused_and_keeps_its_code(
     model: SandboxWeChat, clock: FakeClock
 ) -> None:
-    clock.seconds += 59
+    clock.at += 59
     assert not any("errcode" in log_in(model) for _ in range(100))
     code = model.mint_code(APPID, "alice")
     assert exchange(model, code)["errcode"] == 45011
     assert "errcode" not in log_in(model, "bob")
-    clock.seconds += 1
+    clock.at += 1
     assert "errcode" not in exchange(model, code)
 
 
 def test_ended_codes_are_forgotten_and_younger_ones_are_not(model: SandboxWeChat, clock: FakeClock) -> None:
     for _ in range(50):
         model.mint_code(APPID, "alice")
-    clock.seconds += 1
+    clock.at += 1
     younger = model.mint_code(APPID, "alice")
-    clock.seconds += wechat.CODE_LIFETIME_S - 1
+    clock.at += wechat.CODE_LIFETIME_S - 1
     model.mint_code(APPID, "alice")
     assert len(model._codes) == 2
     assert "errcode" not in exchange(model, younger)
@@ -288,7 +276,7 @@ def test_a_code_meets_its_own_fault_every_time_or_as_often_as_told(model: Sandbo
 
 def test_a_code_that_has_ended_has_lost_its_fault(model: SandboxWeChat, clock: FakeClock) -> None:
     code = model.mint_code(APPID, "alice", "reset")
-    clock.seconds += wechat.CODE_LIFETIME_S
+    clock.at += wechat.CODE_LIFETIME_S
     assert model.code_fault(code) is None
 
 
