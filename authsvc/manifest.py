@@ -18,7 +18,8 @@ from authsvc.keyset import INDEX_ALG, SEALING_ALG, KeyRecord, Keyset, Kind, Life
 
 FORMAT: Final = "authsvc-keyset/1"
 
-_MAX_OPENINGS: Final = 10_000  # a record has two, and keys that were revoked stay
+# Any number: keys that were revoked stay, and a reason may be of brackets alone. Only the folder's owner writes it.
+_MAX_OPENINGS: Final = 1 << 20
 
 
 def dump_manifest(keyset: Keyset) -> bytes:

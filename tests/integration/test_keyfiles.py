@@ -7,6 +7,7 @@ import os
 import stat
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,8 +21,9 @@ from authsvc.keyfiles import MANIFEST, Change, KeyFolder, Transition
 from authsvc.keyparts import generate_key
 from authsvc.keyset import Keyset, Kind, Lifecycle, Purpose
 from authsvc.manifest import dump_manifest, parse_manifest
-from authsvc.rotation import NewKeys, prune, rotate
+from authsvc.rotation import NewKeys, prune, revoke, rotate, rotate_store
 from tests.support.clock import NOW
+from tests.support.crash import in_child, obey_file_modes
 
 
 def _init(
@@ -203,7 +205,7 @@ def test_a_private_part_behind_a_link_is_refused(folder: Path) -> None:
     part = _part_of_active(folder)
     part.rename(folder.with_name("elsewhere"))
     part.symlink_to(folder.with_name("elsewhere"))
-    with pytest.raises(KeysError, match="cannot be opened"):
+    with pytest.raises(KeysError, match=f"{part.name} is a link"):
         KeyFolder(folder).load(now=NOW)
 
 
@@ -289,18 +291,6 @@ def test_with_group_read_nothing_is_written(folder: Path) -> None:
         KeyFolder(folder, group_read=True).change(_longer, now=NOW, random_bytes=os.urandom)
 
 
-def test_a_kubernetes_secret_is_read_through_its_data_link(folder: Path, tmp_path: Path) -> None:
-    mount = tmp_path / "mount"
-    mount.mkdir(mode=0o750)
-    folder.rename(mount / "..2026_11_22")
-    (mount / "..data").symlink_to("..2026_11_22")
-    for path in (mount / "..data").iterdir():
-        path.chmod(0o640)
-        (mount / path.name).symlink_to(Path("..data") / path.name)
-    (mount / "..data").resolve().chmod(0o750)
-    assert KeyFolder(mount, group_read=True).load(now=NOW).keyset.generation == 1
-
-
 def test_a_part_that_goes_while_the_folder_is_read_is_read_from_the_new_manifest(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -330,3 +320,236 @@ def test_a_part_that_goes_while_the_folder_is_read_is_read_from_the_new_manifest
     monkeypatch.setattr(key_folder, "_read", replaced_after_first)
     assert key_folder.load(now=NOW).keyset.generation == 2
     assert reads.count(MANIFEST) >= 2
+
+
+# ---- what a command finds in its way ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("interruption", "ends"), [(KeyboardInterrupt(), KeyboardInterrupt), (OSError(5, "Input/output error"), None)]
+)
+@pytest.mark.parametrize("passphrase", [None, "a new passphrase"])
+def test_what_comes_when_the_manifest_is_renamed_already_takes_nothing_back(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    interruption: BaseException,
+    ends: type[BaseException] | None,
+    passphrase: str | None,
+) -> None:
+    before = KeyFolder(folder).load(now=NOW).keyset
+    rename = os.replace
+
+    def renamed(*names: Path) -> None:
+        rename(*names)
+        raise interruption
+
+    def command() -> object:
+        if passphrase is None:
+            return _change(folder, lambda k, new: rotate(k, new, now=NOW, early=True))
+        return KeyFolder(folder).change_passphrase(passphrase, now=NOW, random_bytes=os.urandom)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", renamed)
+        with pytest.raises(ends) if ends else nullcontext():
+            command()
+    after = KeyFolder(folder, passphrase=passphrase)
+    assert after.load(now=NOW).keyset.generation == before.generation + 1
+    after.change(lambda k, _: k, now=NOW, random_bytes=os.urandom)
+    assert after.inspect(now=NOW).strays == ()
+    assert not (folder / ".journal").exists()
+
+
+@pytest.mark.parametrize("transition", [rotate, rotate_store], ids=["rotate", "rotate-store"])
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [("the passphrase in force", None), ("the passphrase in force", "the one before it"), (None, "none is in force")],
+)
+def test_no_part_is_written_beside_others_that_are_under_another_passphrase(
+    folder: Path, theirs: str | None, ours: str | None, transition: Callable[..., Keyset]
+) -> None:
+    if theirs is not None:
+        KeyFolder(folder).change_passphrase(theirs, now=NOW, random_bytes=os.urandom)
+    before = _files(folder)
+    for command in (KeyFolder.change, KeyFolder.plan):
+        with pytest.raises(KeysError, match="PASSPHRASE"):
+            command(
+                KeyFolder(folder, passphrase=ours),
+                lambda k, new: transition(k, new, now=NOW),
+                now=NOW,
+                random_bytes=os.urandom,
+            )
+    assert _files(folder) == before
+    KeyFolder(folder, passphrase=theirs).load(now=NOW)
+
+
+def test_a_key_can_be_revoked_though_the_index_key_is_lost(folder: Path) -> None:
+    _one(folder, "index-").unlink()
+    active = parse_manifest((folder / MANIFEST).read_bytes()).active(Kind.SIGNING, now=NOW)
+    assert _change(folder, lambda k, new: revoke(k, new, active.id, now=NOW, reason="stolen")).is_one
+
+
+def test_a_file_in_the_way_of_a_new_part_is_named_and_left_alone(folder: Path) -> None:
+    in_the_way = folder / _part_of_active(folder).name.replace(".pem", ".2.pem")
+    in_the_way.write_text("of another backup")
+    before = _files(folder)
+    with pytest.raises(KeysError, match=f"{in_the_way.name} is in the way"):
+        KeyFolder(folder).change_passphrase("a new passphrase", now=NOW, random_bytes=os.urandom)
+    assert _files(folder) == before
+
+
+@pytest.mark.parametrize(
+    "journal",
+    [
+        b'["../outside", "seal-x/../../outside", "/outside", "keyset.json", ".lock", "README.md"]',
+        b'{"seal-00000000.key": 1}',
+        b"5",
+        b'["',
+        b"",
+        b"[null, 1]",
+    ],
+)
+def test_a_journal_removes_nothing_but_private_parts_of_this_folder(folder: Path, journal: bytes) -> None:
+    (folder.parent / "outside").touch()
+    (folder / "README.md").touch()
+    (folder / ".lock").touch()
+    before = _files(folder)
+    (folder / ".journal").write_bytes(journal)
+    _change(folder, lambda k, _: k)
+    assert _files(folder) == before
+    assert (folder.parent / "outside").exists()
+
+
+def test_a_link_for_the_lock_is_not_followed(folder: Path) -> None:
+    (folder / ".lock").unlink(missing_ok=True)
+    (folder / ".lock").symlink_to(folder.parent / "outside")
+    with pytest.raises(KeysError, match="nothing was changed"):
+        _change(folder, _longer)
+    assert not (folder.parent / "outside").exists()
+
+
+def test_a_folder_with_hundreds_of_revoked_keys_works_and_one_that_would_be_too_large_is_left_as_it_is(
+    folder: Path,
+) -> None:
+    def with_revoked(count: int) -> Transition:
+        def transition(keyset: Keyset, _new: NewKeys) -> Keyset:
+            dead = replace(keyset.active(Kind.SEALING, now=NOW), revoked_at=NOW, reason="[{" * 100)
+            return keyset.changed(now=NOW, keys=(*keyset.keys, *(replace(dead, id=f"{n:08x}") for n in range(count))))
+
+        return transition
+
+    _change(folder, with_revoked(900))
+    KeyFolder(folder).load(now=NOW)
+    before = _files(folder)
+    with pytest.raises(KeysError, match=r"larger than .* nothing was changed"):
+        _change(folder, lambda k, new: with_revoked(3_000)(replace(k, keys=k.keys[:4]), new))
+    assert _files(folder) == before
+
+
+def test_a_part_that_should_be_gone_for_a_minute_is_told_of(folder: Path) -> None:
+    old = _change(folder, lambda k, new: rotate(k, new, now=NOW, early=True)).before.active(Kind.SIGNING, now=NOW)
+    ends_at = NOW + Lifecycle().last_use_s
+    assert KeyFolder(folder).inspect(now=ends_at + 59).problems == ()
+    (problem,) = KeyFolder(folder).inspect(now=ends_at + 60).problems
+    assert old.file in problem
+    assert "make keys-prune" in problem
+
+
+# ---- whose folder it is -------------------------------------------------------------------------
+
+
+def test_init_leaves_no_lock_in_a_folder_that_is_not_for_keys_nor_takes_one_away(tmp_path: Path) -> None:
+    (tmp_path / "other.txt").touch()
+    with pytest.raises(KeysError):
+        _init(tmp_path)
+    assert os.listdir(tmp_path) == ["other.txt"]
+    (tmp_path / ".lock").touch()
+    with pytest.raises(KeysError):
+        _init(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == [".lock", "other.txt"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+def test_nobody_changes_a_folder_that_belongs_to_another_user_not_even_root(folder: Path, tmp_path: Path) -> None:
+    (folder / ".lock").unlink(missing_ok=True)
+    empty = tmp_path / "empty"
+    empty.mkdir(mode=0o700)
+    for path in (folder, empty):
+        os.chown(path, 65_534, 65_534)
+    for command in (lambda: _change(folder, _longer), lambda: _init(empty), lambda: KeyFolder(folder).load(now=NOW)):
+        with pytest.raises(KeysError, match="belongs to another user"):
+            command()
+    assert not (folder / ".lock").exists()
+    assert os.listdir(empty) == []
+
+
+def test_who_may_not_look_into_the_folder_is_told_so_by_everything(folder: Path) -> None:
+    def looks() -> list[str]:
+        obey_file_modes()
+        said = []
+        it = KeyFolder(folder)
+        assert it.is_initialised()
+        assert not it.is_interrupted
+        for look in (
+            it.keyset,
+            lambda: it.load(now=NOW),
+            lambda: it.inspect(now=NOW),
+            lambda: _change(folder, _longer),
+        ):
+            with pytest.raises(KeysError) as refused:
+                look()
+            said.append(str(refused.value))
+        return said
+
+    folder.chmod(0)
+    try:
+        said = in_child(looks)
+    finally:
+        folder.chmod(0o700)
+    assert len(said) == 4
+    assert all("cannot be opened: Permission denied" in problem for problem in said)
+
+
+# ---- Kubernetes ---------------------------------------------------------------------------------
+
+
+def _secret_volume(folder: Path, mount: Path) -> None:
+    mount.mkdir(mode=0o750)
+    folder.rename(mount / "..2026_11_22")
+    (mount / "..data").symlink_to("..2026_11_22")
+    for path in (mount / "..data").iterdir():
+        path.chmod(0o640)
+        (mount / path.name).symlink_to(Path("..data") / path.name)
+    (mount / "..data").resolve().chmod(0o750)
+
+
+def test_a_kubernetes_secret_is_read_through_its_data_link(folder: Path, tmp_path: Path) -> None:
+    _secret_volume(folder, tmp_path / "mount")
+    assert KeyFolder(tmp_path / "mount", group_read=True).load(now=NOW).keyset.generation == 1
+
+
+def test_a_volume_that_others_can_write_is_refused_at_either_level(folder: Path, tmp_path: Path) -> None:
+    mount = tmp_path / "mount"
+    _secret_volume(folder, mount)
+    for open_to_others in (mount, (mount / "..data").resolve()):
+        open_to_others.chmod(0o770)
+        with pytest.raises(KeysError, match=r"can be written by others.*read-only"):
+            KeyFolder(mount, group_read=True).load(now=NOW)
+        assert any(
+            "written by others" in problem for problem in KeyFolder(mount, group_read=True).inspect(now=NOW).problems
+        )
+        open_to_others.chmod(0o750)
+    KeyFolder(mount, group_read=True).load(now=NOW)
+
+
+def test_a_secret_volume_without_its_setting_is_refused_naming_it(folder: Path, tmp_path: Path) -> None:
+    mount = tmp_path / "mount"
+    _secret_volume(folder, mount)
+    mount.chmod(0o700)
+    with pytest.raises(KeysError, match="is a link; mend: AUTHSVC_KEYS_GROUP_READ=1"):
+        KeyFolder(mount).load(now=NOW)
+
+
+def test_a_data_link_that_somebody_put_into_a_plain_folder_leads_nowhere(folder: Path, tmp_path: Path) -> None:
+    _init(tmp_path / "theirs")
+    (folder / "..data").symlink_to(tmp_path / "theirs")
+    assert KeyFolder(folder).keyset() == parse_manifest((folder / MANIFEST).read_bytes())
