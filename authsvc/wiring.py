@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from threading import BoundedSemaphore
 from typing import Final
 
+import structlog
 from flask import Flask
 
 from authsvc.claims import Policy
@@ -17,7 +19,7 @@ from authsvc.clock import Clock, SystemClock
 from authsvc.errors import KeysError, StoreUnavailable
 from authsvc.http.app import create_app
 from authsvc.http.services import Services
-from authsvc.keeper import KeyKeeper, Rotation
+from authsvc.keeper import LOOK_EVERY_S, KeyKeeper, Rotation
 from authsvc.keyfiles import MANIFEST, Change, KeyFolder
 from authsvc.keyreport import problems
 from authsvc.keyring import Keyring
@@ -30,6 +32,9 @@ from authsvc.tokens import VerificationKey
 from authsvc.verifier import Verifier
 from authsvc.wechat import WeChatClient, new_session
 
+_log = structlog.get_logger("authsvc.keys")
+
+_SAY_EVERY_LOOKS: Final = 60
 _MAX_KEPT_KEYS: Final = 500  # of each kind: about half of what the manifest's own limit leaves room for
 
 
@@ -60,7 +65,8 @@ def prepare(settings: Settings, *, clock: Clock) -> Prepared:
     now = clock.now()
     keyring = folder.load(now=now)
     _check_purpose(keyring, settings, folder.path)
-    check_rotate_every(keyring.keyset.lifecycle, settings.keys.rotate_every_s)
+    if not settings.keys.group_read:
+        check_rotate_every(keyring.keyset.lifecycle, settings.keys.rotate_every_s)
     lifetimes = {"token_ttl_s": settings.token_ttl_s, "session_key_ttl_s": settings.session_key_ttl_s}
     if keyring.keyset.with_lifetimes(**lifetimes, now=now) is not keyring.keyset:
         # Before the first token of that life is signed: a later rotation keeps the old key for as long.
@@ -105,7 +111,8 @@ def build_app(settings: Settings, *, inherited: Keyring | None) -> Flask:
     """The WSGI app of one worker process, with connections and a keeper of its own.
 
     A worker that takes the place of a dead one begins with the `inherited` keys, and stays with them if it cannot
-    read the folder. Raises: KeysError if those are not the last ones any more; StoreUnavailable.
+    read the folder; if they are known not to be the last ones, it does not return before it can.
+    Raises: KeysError without `inherited` keys, StoreUnavailable.
     """
     clock = SystemClock()
     folder = open_keys(settings.keys)
@@ -118,9 +125,7 @@ def build_app(settings: Settings, *, inherited: Keyring | None) -> Flask:
         remember=store.note_revoked_keys,
     )
     keeper.look()
-    if keeper.problem is not None:
-        _check_not_behind(keeper.current().keyset, folder, keeper.problem)
-        check_not_revived(keeper.current().keyset, store, folder.path)
+    wait_for_fit_keys(keeper, folder, store, sleep=time.sleep)
     keeper.start()
     services = build_services(
         settings,
@@ -130,6 +135,27 @@ def build_app(settings: Settings, *, inherited: Keyring | None) -> Flask:
         store=store,
     )
     return create_app(services)
+
+
+def wait_for_fit_keys(keeper: KeyKeeper, folder: KeyFolder, store: Store, *, sleep: Callable[[float], None]) -> None:
+    """Return when nothing is known against the keys that a new worker would begin with.
+
+    Until then the other workers answer. It would be no help to them if this one failed: the server takes that for a
+    crash loop, and ends them all.
+    """
+    looks = 0
+    while keeper.problem is not None:
+        try:
+            _check_not_behind(keeper.current().keyset, folder, keeper.problem)
+            check_not_revived(keeper.current().keyset, store, folder.path)
+        except KeysError as error:
+            if looks % _SAY_EVERY_LOOKS == 0:
+                _log.error("worker_waits", problem=str(error))
+        else:
+            return
+        looks += 1
+        sleep(LOOK_EVERY_S)
+        keeper.look()
 
 
 def settle_revocation(change: Change, store_url: str, *, sleep: Callable[[float], None]) -> int | None:

@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -44,6 +44,13 @@ def _wait_until_gone(pids: list[int], *, within_s: float) -> list[int]:
     while (left := [pid for pid in pids if _alive(pid)]) and time.monotonic() < give_up_at:
         time.sleep(0.05)
     return left
+
+
+def _until(condition: Callable[[], bool], *, within_s: float) -> None:
+    give_up_at = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < give_up_at
+        time.sleep(0.05)
 
 
 @contextlib.contextmanager
@@ -121,6 +128,41 @@ def test_a_worker_that_is_killed_is_replaced_even_while_the_key_folder_cannot_be
         assert it.log_in().status_code == 200
         assert "chmod 700" in it.output()
         assert "Traceback" not in it.output()
+
+
+def test_a_worker_that_cannot_have_the_last_keys_waits_for_them_and_the_others_go_on(
+    tmp_path: Path, wechat: Running
+) -> None:
+    with service(tmp_path, wechat_url=wechat.url, WORKERS="2") as it:
+        workers = _children(it.process.pid)
+        for worker in workers:
+            os.kill(worker, signal.SIGSTOP)  # so that none has seen the new keys when one of their files goes
+        assert authsvc("keys", "rotate", "--early", cwd=tmp_path).returncode == 0
+        newest = max((tmp_path / "keys").glob("sign-*.pem"), key=lambda path: path.stat().st_mtime_ns)
+        newest.rename(tmp_path / "away")
+        for worker in workers:
+            os.kill(worker, signal.SIGCONT)
+        os.kill(workers[0], signal.SIGKILL)
+        _until(lambda: "worker_waits" in it.output(), within_s=20)
+        assert requests.get(f"{it.url}/readyz", timeout=10).json()["keys"] == "not reloaded"
+        assert workers[1] in _children(it.process.pid)
+        assert it.log_in().status_code == 200
+        (tmp_path / "away").rename(newest)
+        _until(lambda: it.output().count('"keys_loaded"') == 2, within_s=3 * 5 + 2)
+        assert requests.get(f"{it.url}/readyz", timeout=10).json()["keys"] == "ok"
+        assert "Traceback" not in it.output()
+
+
+def test_a_worker_that_waits_for_keys_stops_when_it_is_told_to(tmp_path: Path, wechat: Running) -> None:
+    with service(tmp_path, wechat_url=wechat.url, WORKERS="1") as it:
+        (worker,) = _children(it.process.pid)
+        os.kill(worker, signal.SIGSTOP)
+        assert authsvc("keys", "rotate", "--early", cwd=tmp_path).returncode == 0
+        max((tmp_path / "keys").glob("sign-*.pem"), key=lambda path: path.stat().st_mtime_ns).unlink()
+        os.kill(worker, signal.SIGKILL)
+        _until(lambda: "worker_waits" in it.output(), within_s=20)
+        assert it.stop() == 0
+        assert "refused to gracefully stop" not in it.output()
 
 
 def test_a_second_run_that_cannot_start_leaves_the_first_ones_demo_alone(tmp_path: Path) -> None:

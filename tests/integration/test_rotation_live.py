@@ -486,10 +486,16 @@ def test_of_8_workers_of_two_services_exactly_one_does_each_rotation_and_the_oth
     # Without a wait between a sealing key and its first row both kinds are due in the same second, every 4 s: so no
     # change comes before every worker has seen the one before, and each has to be in every worker's log.
     policy = Lifecycle(lead_s=3, reload_s=0, replication_s=0, jwks_max_age_s=1, jwks_stale_while_revalidate_s=0,
-                       verifier_cache_s=1, skew_s=0, ttl_max_s=600)  # fmt: skip
+                       verifier_cache_s=1, skew_s=0, ttl_max_s=600, session_key_ttl_max_s=60)  # fmt: skip
     keys = _init(tmp_path, policy)
     serve = functools.partial(
-        service, tmp_path, wechat_url=wechat.url, WORKERS=str(WORKERS), TOKEN_TTL="60", ROTATE_EVERY="4"
+        service,
+        tmp_path,
+        wechat_url=wechat.url,
+        WORKERS=str(WORKERS),
+        TOKEN_TTL="60",
+        SESSION_KEY_TTL="60",
+        ROTATE_EVERY="4",
     )
     with serve() as one, serve() as other:
         # A worker that is still starting begins with the newest, and has nothing to follow.
