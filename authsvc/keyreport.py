@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from authsvc.keyset import KeyRecord, Keyset, Kind, Lifecycle, State
+from authsvc.keyset import JWKS_STALE_IF_ERROR_S, KeyRecord, Keyset, Kind, Lifecycle, State
 from authsvc.rotation import is_due
 
 
@@ -104,11 +104,13 @@ def problems(keyset: Keyset, *, now: int, rotate_every_s: int) -> tuple[str, ...
 def exposure(lifecycle: Lifecycle) -> tuple[Exposure, ...]:
     """Who accepts a revoked signing key for how long after the revocation, at the worst."""
     to_verifiers_s = lifecycle.spread_s + lifecycle.jwks_max_age_s + lifecycle.jwks_stale_while_revalidate_s
+    past_outage_s = lifecycle.spread_s + lifecycle.jwks_max_age_s + JWKS_STALE_IF_ERROR_S + lifecycle.verifier_cache_s
     return (
         Exposure("this service, this host", lifecycle.reload_s, "each worker looks once a second"),
         Exposure("this service, other hosts", lifecycle.spread_s, "when the folder has reached them"),
         Exposure("authsvc's Verifier", to_verifiers_s, "with its next refresh of the JWKS"),
         Exposure("JOSE libraries that cache", to_verifiers_s + lifecycle.verifier_cache_s, "JWKS and their own cache"),
+        Exposure("caches that cannot reach the issuer", past_outage_s, "stale-if-error; purge them if they are yours"),
         Exposure("verifiers cut off from the issuer", None, "until their limit for a stale JWKS (max_stale)"),
         Exposure("verifiers that never fetch again", None, "until they are restarted, or given a new file"),
     )

@@ -20,6 +20,9 @@ INDEX_ALG: Final = "HS256"
 TOKEN_TTL_LIMIT_S: Final = 86_400
 """The longest life of a token; a retired key has to stay published for as long."""
 
+JWKS_STALE_IF_ERROR_S: Final = 3_600
+"""How long a cache that cannot reach us may go on with the JWKS it has (RFC 5861, 4)."""
+
 
 class Kind(StrEnum):
     SIGNING = "signing"  # signs tokens; its public half is in the JWKS

@@ -9,7 +9,7 @@ from typing import Any, Final
 from flask import Blueprint, Response, request
 
 from authsvc.http.services import services
-from authsvc.keyset import Keyset
+from authsvc.keyset import JWKS_STALE_IF_ERROR_S, Keyset
 
 blueprint = Blueprint("wellknown", __name__)
 
@@ -51,7 +51,7 @@ def cache_control(keyset: Keyset, *, now: int) -> str:
     # verifiers going while this service is down.
     return (
         f"public, max-age={lifecycle.jwks_max_age_s}, "
-        f"stale-while-revalidate={lifecycle.jwks_stale_while_revalidate_s}, stale-if-error=3600"
+        f"stale-while-revalidate={lifecycle.jwks_stale_while_revalidate_s}, stale-if-error={JWKS_STALE_IF_ERROR_S}"
     )
 
 

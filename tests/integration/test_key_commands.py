@@ -253,6 +253,18 @@ def test_tick_does_what_is_due_once(tmp_path: Path, keys: KeyFolder) -> None:
     assert keys.keyset().generation == 2
 
 
+def test_tick_refuses_to_make_keys_faster_than_they_end(tmp_path: Path, keys: KeyFolder) -> None:
+    done = authsvc("keys", "tick", cwd=tmp_path, ROTATE_EVERY="60")
+    assert (done.returncode, "mend: at least" in done.stderr) == (2, True)
+    assert keys.keyset().generation == 1
+
+
+def test_a_policy_of_more_than_ten_years_is_a_mistake(tmp_path: Path) -> None:
+    done = authsvc("keys", "init", "--lead", "315360001", cwd=tmp_path)
+    assert (done.returncode, "315360000" in done.stderr) == (2, True)
+    assert not (tmp_path / "keys").exists()
+
+
 def test_where_the_folder_is_read_only_a_rotation_is_refused(tmp_path: Path, keys: KeyFolder) -> None:
     done = authsvc("keys", "rotate", cwd=tmp_path, KEYS_GROUP_READ="1")
     assert (done.returncode, "read-only" in done.stderr) == (2, True)
@@ -289,6 +301,33 @@ def test_a_revocation_wants_to_be_confirmed_in_full(
     done = _revoke(tmp_path, *args, typed=f"{kid if wanted == 'the kid' else wanted}\n")
     assert done.returncode == 0
     assert keys.keyset().generation == 2
+
+
+def test_a_revocation_counts_from_its_confirmation_not_from_the_question(tmp_path: Path, keys: KeyFolder) -> None:
+    """What went on while the operator was thinking would otherwise lie in the future, and be overlooked."""
+    kid = _active(keys.keyset())
+    process = subprocess.Popen(
+        [sys.executable, "-m", "authsvc", "keys", "revoke", kid],
+        cwd=tmp_path,
+        env=clean_environment() | {"PYTHONUNBUFFERED": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    asked = ""
+    while "in full" not in asked:
+        letter = process.stdout.read(1)
+        assert letter, asked
+        asked += letter
+    time.sleep(2)
+    answered_at = _now()
+    process.communicate(f"{kid}\n", timeout=60)
+    assert process.returncode == 0
+    revoked = keys.keyset().key(kid)
+    assert revoked is not None
+    assert revoked.revoked_at is not None
+    assert revoked.revoked_at >= answered_at
 
 
 def test_a_revoked_key_is_out_its_part_is_gone_and_the_exposure_is_told(tmp_path: Path, keys: KeyFolder) -> None:
