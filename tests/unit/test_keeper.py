@@ -212,6 +212,9 @@ def test_with_rotation_by_hand_private_parts_that_have_ended_are_destroyed_and_n
     assert (folder.path / MANIFEST).read_bytes() == manifest
     assert underway.exists()
     assert (folder.path / ".journal").exists()
+    (folder.path / ".lock").unlink()
+    keeper.look()
+    assert not (folder.path / ".lock").exists(), "it has nothing to do, and locks nobody out to do it"
 
 
 def test_a_folder_that_cannot_be_written_is_said_once_and_nothing_stops(
