@@ -10,8 +10,6 @@ import http.client
 import logging
 import socket
 import ssl
-import threading
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -24,11 +22,9 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
 
-MAX_BODY_BYTES: Final = 65_536
+from authsvc import deadline
 
-# Everything received for one call, headers included: http.client alone would take 6 MB of headers, and parsing their
-# cookies would go on for long after the deadline.
-_MAX_RECEIVED_BYTES: Final = 262_144
+MAX_BODY_BYTES: Final = 65_536
 
 _HEADERS: Final = {"Accept": "application/json, text/plain", "User-Agent": "authsvc", "Accept-Encoding": "gzip"}
 
@@ -133,52 +129,12 @@ def _without_url(error: requests.RequestException) -> TransportError:
             return NotConnected("the certificate is not trusted")
         # Before or after the request was sent: OpenSSL does not say.
         return BrokenAnswer("the TLS connection failed")
-    if isinstance(cause, urllib3.exceptions.ProtocolError) and isinstance(cause.args[-1], _TooMuch):
+    if isinstance(cause, urllib3.exceptions.ProtocolError) and isinstance(cause.args[-1], deadline.TooMuchReceived):
         return BrokenAnswer("the answer is too long")
     return NoAnswer("no answer in time" if isinstance(error, requests.Timeout) else "the connection was closed")
 
 
 # ---- a timeout that is a deadline ---------------------------------------------------------------
-
-
-class _TooMuch(ConnectionError):
-    """More was received than any answer of WeChat has."""
-
-
-class _DeadlineMixin:
-    """A socket whose timeout covers everything received since it was set, not each read, and that ends a flood.
-
-    http.client reads headers line by line; a server that sends a byte a second, or `100 Continue` without end, would
-    never meet a timeout of each read. urllib3 sets the timeout anew for every request, which starts the next deadline.
-    """
-
-    _ends_at: float | None = None
-    _bytes_left = _MAX_RECEIVED_BYTES
-
-    def settimeout(self, value: float | None) -> None:
-        self._ends_at = None if value is None else time.monotonic() + value
-        self._bytes_left = _MAX_RECEIVED_BYTES
-        super().settimeout(value)  # type: ignore[misc]
-
-    def recv_into(self, *args: Any, **kwargs: Any) -> int:
-        if self._ends_at is not None:
-            left_s = self._ends_at - time.monotonic()
-            if left_s <= 0:
-                raise TimeoutError("deadline")
-            super().settimeout(left_s)  # type: ignore[misc]
-        received: int = super().recv_into(*args, **kwargs)  # type: ignore[misc]
-        self._bytes_left -= received
-        if self._bytes_left < 0:
-            raise _TooMuch("too much was received")
-        return received
-
-
-class _DeadlineSocket(_DeadlineMixin, socket.socket):
-    pass
-
-
-class _DeadlineTLSSocket(_DeadlineMixin, ssl.SSLSocket):
-    pass
 
 
 class _Connect:
@@ -188,30 +144,18 @@ class _Connect:
 
     def _new_conn(self) -> socket.socket:
         connection: Any = self
-        timeout_s = connection.timeout
-        ends_at = time.monotonic() + timeout_s
-        addresses = _RESOLVER.addresses(connection._dns_host, connection.port, timeout_s=timeout_s)
-        if addresses is None:
-            raise ConnectTimeoutError(connection, "name resolution")
-        for family, kind, protocol, _name, address in addresses:
-            left_s = ends_at - time.monotonic()
-            if left_s <= 0:
-                raise ConnectTimeoutError(connection, "connect")
-            sock = _DeadlineSocket(family, kind, protocol)
-            try:
-                for option in connection.socket_options or ():
-                    sock.setsockopt(*option)
-                sock.settimeout(left_s)
-                sock.connect(address)
-                # What is left is the TLS handshake's; OpenSSL keeps to the timeout over the whole of it.
-                sock.settimeout(max(ends_at - time.monotonic(), 0.001))
-                return sock
-            except OSError:
-                sock.close()
-            except BaseException:
-                sock.close()
-                raise
-        raise NewConnectionError(connection, "no address answers")
+        try:
+            # urllib3 sets the timeout anew for every request, which starts the next deadline.
+            return deadline.connect(
+                connection._dns_host,
+                connection.port,
+                timeout_s=connection.timeout,
+                options=connection.socket_options or (),
+            )
+        except TimeoutError:
+            raise ConnectTimeoutError(connection, "connect") from None
+        except OSError:
+            raise NewConnectionError(connection, "no address answers") from None
 
 
 class _HTTPConnection(_Connect, HTTPConnection):
@@ -232,7 +176,7 @@ class _HTTPSPool(HTTPSConnectionPool):
 
 class _Adapter(HTTPAdapter):
     def __init__(self, connections: int, tls: ssl.SSLContext) -> None:
-        tls.sslsocket_class = _DeadlineTLSSocket
+        tls.sslsocket_class = deadline.DeadlineTLSSocket
         self._tls = tls
         super().__init__(pool_connections=4, pool_maxsize=connections)
 
@@ -252,43 +196,6 @@ class _Adapter(HTTPAdapter):
     def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:  # noqa: ARG002 - requests' signature
         # The context of ours verifies; requests would have each connection load certifi's bundle once more.
         conn.cert_reqs = "CERT_REQUIRED"
-
-
-class _Resolver:
-    """getaddrinfo with a deadline. It knows no timeout and cannot be stopped, so it runs in a thread of its own, and
-    whoever asks for the same name meanwhile waits for the same answer: at most one such thread hangs for each name."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._running: dict[tuple[str, int], _Lookup] = {}
-
-    def addresses(self, host: str, port: int, *, timeout_s: float) -> list[Any] | None:
-        """What getaddrinfo says, an empty list if the name has no address, None if it takes longer."""
-        with self._lock:
-            lookup = self._running.get((host, port))
-            if lookup is None:
-                lookup = self._running[host, port] = _Lookup()
-                threading.Thread(target=self._look_up, args=(host, port, lookup), daemon=True).start()
-        return lookup.addresses if lookup.done.wait(timeout_s) else None
-
-    def _look_up(self, host: str, port: int, lookup: _Lookup) -> None:
-        try:
-            lookup.addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError):
-            pass  # no address: the list stays empty
-        finally:
-            with self._lock:
-                del self._running[host, port]
-            lookup.done.set()
-
-
-class _Lookup:
-    def __init__(self) -> None:
-        self.done = threading.Event()
-        self.addresses: list[Any] = []
-
-
-_RESOLVER: Final = _Resolver()
 
 
 def _without_queries(record: logging.LogRecord) -> bool:

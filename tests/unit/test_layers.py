@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 LAYERS: list[set[str]] = [
-    {"errors", "clock", "encoding", "durable"},
+    {"errors", "clock", "encoding", "durable", "deadline"},
     {"claims", "jwk", "keyset", "manifest", "rotation", "keyreport"},
     {"tokens", "sealing", "keyring", "keyparts", "keyfiles"},
     {"verifier", "wechat", "store", "sandbox", "telemetry", "keeper", "keyexport", "drill"},
