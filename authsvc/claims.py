@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from authsvc.encoding import NotCanonical, canonical_json, parse_json_object
 from authsvc.errors import TokenExpired, TokenInvalid, TokenMalformed
+from authsvc.jwk import ALGORITHMS
 
 IAT_AHEAD_S: Final = 60
 """How far ahead of our clock a token's `iat` may be, in seconds: what two hosts' clocks may differ."""
+
+MAX_LEEWAY_S: Final = 300
+"""RFC 7519, 4.1.4: "no more than a few minutes"."""
 
 OPENID: Final = re.compile(r"[0-9A-Za-z_-]{1,128}")
 
@@ -45,16 +49,31 @@ class Claims:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What the one who asks insists on. No default for issuer and audience: a token for another is none for us."""
+    """What the one who asks insists on. No default for issuer and audience: a token for another is none for us.
+
+    The other defaults are the strictest there are, but for `appids`: None is every mini-program of this issuer.
+    """
 
     issuer: str
-    audience: str
+    audience: str | tuple[str, ...]  # one of them has to be the token's
+    algorithms: tuple[str, ...] = ALGORITHMS  # narrows; a key has one algorithm for life, whatever stands here
     typ: tuple[str, ...] = ("at+jwt",)
+    appids: tuple[str, ...] | None = None
+    leeway_s: int = 0  # how much longer than `exp` a token lives, for a clock that is ahead (RFC 7519, 4.1.4)
+    audiences: frozenset[str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        # A plain text for typ would make `in` a search for a part of it.
-        if not isinstance(self.typ, tuple) or not self.issuer or not self.audience:
-            raise TypeError("a policy has an issuer, an audience and a tuple of types")
+        audiences = (self.audience,) if isinstance(self.audience, str) else self.audience
+        object.__setattr__(self, "audiences", frozenset(audiences))
+        if not isinstance(self.issuer, str) or not self.issuer or not _are_names(audiences):
+            raise TypeError("a policy has an issuer and an audience, or a tuple of them")
+        # A plain text would make `in` a search for a part of it.
+        if not _are_names(self.typ) or not (self.appids is None or _are_names(self.appids)):
+            raise TypeError("typ and appids are tuples of texts, and not empty")
+        if not _are_names(self.algorithms) or not set(self.algorithms) <= set(ALGORITHMS):
+            raise TypeError(f"algorithms is a tuple of some of {', '.join(ALGORITHMS)}")
+        if type(self.leeway_s) is not int or not 0 <= self.leeway_s <= MAX_LEEWAY_S:
+            raise TypeError(f"leeway_s is a number of whole seconds from 0 to {MAX_LEEWAY_S}")
 
 
 def parse_header(data: bytes) -> Header:
@@ -115,17 +134,24 @@ def payload_of(claims: Claims) -> bytes:
 def check_claims(claims: Claims, policy: Policy, *, now: int) -> None:
     """Whether these claims are meant for this policy at this second.
 
-    Raises: TokenInvalid for another issuer or audience or an `iat` too far ahead; TokenExpired if all else is good.
+    Raises: TokenInvalid for another issuer, audience or appid, or an `iat` too far ahead; TokenExpired if all else is
+    good.
     """
     if claims.issuer != policy.issuer:
         raise TokenInvalid("another issuer")
-    if claims.audience != policy.audience:
+    if claims.audience not in policy.audiences:
         raise TokenInvalid("another audience")
+    if policy.appids is not None and claims.appid not in policy.appids:
+        raise TokenInvalid("another mini-program")
     if claims.issued_at > now + IAT_AHEAD_S:
         raise TokenInvalid("issued in the future")
     # RFC 7519, 4.1.4: dead *on* exp, not one second after it.
-    if now >= claims.expires_at:
+    if now >= claims.expires_at + policy.leeway_s:
         raise TokenExpired("expired")
+
+
+def _are_names(names: object) -> bool:
+    return isinstance(names, tuple) and bool(names) and all(isinstance(name, str) and name for name in names)
 
 
 def _object(data: bytes) -> dict[str, Any]:

@@ -245,4 +245,4 @@ _POLICY: Final = Policy(issuer="https://drill.invalid", audience="drill")
 
 
 def _claims(at: int) -> Claims:
-    return Claims(_POLICY.issuer, _POLICY.audience, "oDrill", "wxdrill", at, at + 60, at, "jti", "sid")
+    return Claims(_POLICY.issuer, "drill", "oDrill", "wxdrill", at, at + 60, at, "jti", "sid")

@@ -56,6 +56,19 @@ class TokenExpired(TokenError):
     code = "expired"
 
 
+class KeysUnavailable(AuthsvcError):
+    """Whether a token is good cannot be told now, because its key cannot be had: nobody is to be logged out for that.
+
+    Answer 503, with `retry_after_s` as Retry-After.
+    """
+
+    code = "keys_unavailable"
+
+    def __init__(self, message: str, *, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 # ---- login: why a code is not turned into a token -----------------------------------------------
 
 

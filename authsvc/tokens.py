@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final, Protocol
 
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1
@@ -12,12 +13,13 @@ from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
 from authsvc.claims import Claims, Header, Policy, check_claims, claims_of, parse_header, parse_payload, payload_of
 from authsvc.encoding import NotCanonical, base64url_decode, base64url_encode, canonical_json
-from authsvc.errors import TokenInvalid, TokenMalformed, TokenMissing, TokenRevoked
+from authsvc.errors import TokenError, TokenInvalid, TokenMalformed, TokenMissing, TokenRevoked
 from authsvc.jwk import BadJwk, PrivateKey, PublicKey, parse_public_jwk
 
 MAX_TOKEN_CHARS: Final = 8192
 """A longer token is not looked at: no proxy would carry it, and every check costs time in its length."""
 
+_KID: Final = re.compile(r"[A-Za-z0-9_-]{43}")  # RFC 7638
 _COMPACT: Final = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 
 # PyJWT's algorithm objects, each pinned to its hash and curve; the key chooses among them, never the token.
@@ -45,6 +47,19 @@ class VerificationKey:
     kid: str
     key: PublicKey = field(repr=False)
     revoked: bool = False
+
+
+class UnknownKey(TokenInvalid):
+    """No key with this kid is at hand.
+
+    `is_plausible`: everything that can be said without the key speaks for the token, so that it is worth a look whether
+    there is such a key by now. A foreign or dead token, or one that no issuer of ours writes, is not.
+    """
+
+    def __init__(self, unverified_kid: str, *, is_plausible: bool) -> None:
+        super().__init__("no key with this kid")
+        self.unverified_kid = unverified_kid
+        self.is_plausible = is_plausible
 
 
 class VerificationKeys(Protocol):
@@ -94,7 +109,8 @@ def open_token(token: str, keys: VerificationKeys, policy: Policy, *, now: int) 
     """The claims of a token that is genuine, for us, and alive at `now` (Unix seconds).
 
     Raises, first match: TokenMissing (empty), TokenMalformed (size, form, JSON, header members, duplicates),
-    TokenRevoked (good signature under a revoked key), TokenInvalid (alg, kid, signature, typ, claims), TokenExpired.
+    UnknownKey, TokenRevoked (good signature under a revoked key), TokenInvalid (alg, signature, typ, claims),
+    TokenExpired.
     """
     if not isinstance(token, str):
         raise TokenMalformed("not a text")
@@ -106,21 +122,22 @@ def open_token(token: str, keys: VerificationKeys, policy: Policy, *, now: int) 
     header_part, _, payload_part = signing_input.partition(".")
     try:
         signature = base64url_decode(signature_part)
-        unverified_header = parse_header(base64url_decode(header_part))
+        unverified_header = _unverified_header(header_part)
         unverified_payload = parse_payload(base64url_decode(payload_part))
     except NotCanonical as error:
         raise TokenMalformed(str(error)) from None
-    key = _trusted_key(unverified_header, keys, now=now)
+    key = keys.find(unverified_header.kid, now=now)
+    if key is None:
+        plausible = _is_plausible(unverified_header, unverified_payload, policy, now=now)
+        raise UnknownKey(unverified_header.kid, is_plausible=plausible)
+    # RFC 8725, 3.1: the algorithm belongs to the key; the header may only agree.
+    if unverified_header.alg != key.alg or key.alg not in policy.algorithms:
+        raise TokenInvalid("alg is not the key's own, or not one of the policy's")
     if not _ALGORITHMS[key.alg].verify(signing_input.encode("ascii"), key.key, signature):
         raise TokenInvalid("the signature is not good")
     if key.revoked:
         raise TokenRevoked("the key of this token was revoked")
-    if unverified_header.typ not in policy.typ:
-        # RFC 8725, 3.11: without this, any other kind of JWT under our keys would pass as an access token.
-        raise TokenInvalid("not an access token")
-    claims = claims_of(unverified_payload)
-    check_claims(claims, policy, now=now)
-    return claims
+    return _accepted(unverified_header, unverified_payload, policy, now=now)
 
 
 def proves(key: SigningKey, published: VerificationKey) -> bool:
@@ -130,11 +147,26 @@ def proves(key: SigningKey, published: VerificationKey) -> bool:
     return key.alg == published.alg and bool(_ALGORITHMS[key.alg].verify(probe, published.key, signature))
 
 
-def _trusted_key(unverified_header: Header, keys: VerificationKeys, *, now: int) -> VerificationKey:
-    key = keys.find(unverified_header.kid, now=now)
-    if key is None:
-        raise TokenInvalid("no key with this kid")
-    # RFC 8725, 3.1: the algorithm belongs to the key; the header may only agree.
-    if unverified_header.alg != key.alg:
-        raise TokenInvalid("alg is not the key's own")
-    return key
+# All tokens under one key have one header, to the byte.
+@lru_cache(maxsize=64)
+def _unverified_header(part: str) -> Header:
+    return parse_header(base64url_decode(part))
+
+
+def _accepted(header: Header, payload: dict[str, Any], policy: Policy, *, now: int) -> Claims:
+    if header.typ not in policy.typ:
+        # RFC 8725, 3.11: without this, any other kind of JWT under our keys would pass as an access token.
+        raise TokenInvalid("not an access token")
+    claims = claims_of(payload)
+    check_claims(claims, policy, now=now)
+    return claims
+
+
+def _is_plausible(header: Header, payload: dict[str, Any], policy: Policy, *, now: int) -> bool:
+    if not _KID.fullmatch(header.kid) or header.alg not in policy.algorithms:
+        return False
+    try:
+        _accepted(header, payload, policy, now=now)
+    except TokenError:
+        return False
+    return True
