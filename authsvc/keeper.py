@@ -6,6 +6,7 @@ something is due; the lock on the folder sees to it that exactly one does it, on
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 import time
@@ -17,7 +18,7 @@ import structlog
 
 from authsvc.clock import Clock
 from authsvc.errors import KeysConflict, KeysError, StoreUnavailable
-from authsvc.keyfiles import KeyFolder
+from authsvc.keyfiles import KeyFolder, part_files
 from authsvc.keyreport import changes
 from authsvc.keyring import Keyring
 from authsvc.keyset import Keyset, Kind
@@ -57,9 +58,10 @@ class KeyKeeper:
         clock: Clock,
         rotation: Rotation,
         remember: Callable[[Mapping[str, int]], None],
+        clock_offset: float | None = None,
     ) -> None:
         """`remember` gets every revoked key once (id → Unix seconds), and again until it does not raise
-        StoreUnavailable."""
+        StoreUnavailable. `clock_offset`: of an earlier process, so that a clock that was set since is noticed."""
         self._folder = folder
         self._keyring = keyring
         self._clock = clock
@@ -71,8 +73,10 @@ class KeyKeeper:
         self._remember_again_at = 0.0
         self._ticked_at = 0
         self._tick_again_at = 0.0
+        self._clear_again_at = 0.0
+        self._gone: set[str] = set()  # files of earlier manifests that the present one does not name
         self._locked_since: float | None = None
-        self._clock_offset = clock.now() - clock.monotonic()
+        self._clock_offset = offset_of(clock) if clock_offset is None else clock_offset
         self._steady_at = 0.0
         self._problem: str | None = None
         self._said: dict[str, tuple[str, float]] = {}
@@ -112,17 +116,22 @@ class KeyKeeper:
         version = self._folder.version()
         if version == self._version and (self._problem is None or self._clock.monotonic() < self._read_again_at):
             return
-        self._version = version
+        self._version = _NONE_READ  # until the folder has answered: whatever else comes is tried again
         try:
             found = self._folder.load(now=self._clock.now(), known=self._keyring)
             self._check_is_newer(found.keyset)
         except KeysError as error:
+            self._version = version
             self._problem = str(error)
             self._read_again_at = self._clock.monotonic() + _READ_AGAIN_S
             self._say("keys_not_reloaded", str(error), generation_in_force=self._keyring.keyset.generation)
             return
-        self._problem = None
+        except BaseException as error:
+            self._problem = f"an unexpected {type(error).__name__}"
+            raise
+        self._version, self._problem = version, None
         if found.keyset != self._keyring.keyset:
+            self._gone = (self._gone | part_files(self._keyring.keyset)) - part_files(found.keyset)
             self._keyring = found
             now = self._clock.now()
             _log.info("keys_loaded", generation=found.keyset.generation, kid=found.signing_key(now=now).kid)
@@ -161,21 +170,28 @@ class KeyKeeper:
     def _clock_is_steady(self) -> bool:
         """A clock that was just set may be wrong still, and with the times that a rotation writes down so would be the
         folder: whoever has the right time could not use it."""
-        monotonic = self._clock.monotonic()
-        offset = self._clock.now() - monotonic
+        monotonic, offset = self._clock.monotonic(), offset_of(self._clock)
         step = offset - self._clock_offset
         if abs(step) > max(self._keyring.keyset.lifecycle.skew_s, _NO_STEP_S):
             self._clock_offset = offset
             self._steady_at = monotonic + _STEADY_S
-            _log.warning("clock_was_set", by_s=round(step), keys_wait_s=round(_STEADY_S))
+            self._say(
+                "clock_was_set",
+                "nothing is rotated by a clock that was just set",
+                level=logging.WARNING,
+                by_s=round(step),
+            )
         return monotonic >= self._steady_at
 
     def _is_due(self) -> bool:
         if self._clock.monotonic() < self._tick_again_at:
+            self._locked_since = None
             return False
         keyset, now, every_s = self._keyring.keyset, self._clock.now(), self._rotation.every_s
         if every_s == 0:
-            return has_ended_part(keyset, now=now, since=self._ticked_at)
+            # Files may come back, too: another host's copy of what has ended here already.
+            again = bool(self._gone) or self._clock.monotonic() >= self._clear_again_at
+            return again or has_ended_part(keyset, now=now, since=self._ticked_at)
         due = needs_tick(keyset, now=now, since=self._ticked_at, rotate_every_s=every_s) or self._folder.is_interrupted
         if not due:
             self._locked_since = None
@@ -187,8 +203,11 @@ class KeyKeeper:
         try:
             if every_s == 0:
                 # Somebody else writes: the operator, or a host whose copy of the folder this is.
-                self._folder.destroy_ended(now=now)
+                self._folder.destroy_ended(now=now, gone=self._gone)
+                self._gone = set()
                 self._ticked_at = now
+                self._locked_since = None
+                self._clear_again_at = self._clock.monotonic() + _TRY_AGAIN_S
                 return False
             change = self._folder.change(
                 lambda keyset, new: tick(keyset, new, now=now, rotate_every_s=every_s, alg=self._rotation.alg),
@@ -204,6 +223,7 @@ class KeyKeeper:
             return False
         except KeysError as error:
             self._tick_again_at = self._clock.monotonic() + _TRY_AGAIN_S
+            self._locked_since = None
             self._say("keys_not_rotated", str(error))
             return False
         self._ticked_at = now
@@ -214,13 +234,18 @@ class KeyKeeper:
             _log.info("keys_rotated", generation=change.after.generation, kid=active.id, steps=steps)
         return change.is_one
 
-    def _say(self, event: str, problem: str, **fields: Any) -> None:
+    def _say(self, event: str, problem: str, *, level: int = logging.ERROR, **fields: Any) -> None:
         """Each second would fill the log with it. A problem with other figures in it is the same one."""
         now, kind = self._clock.monotonic(), re.sub(r"\d+", "", problem)
         said, at = self._said.get(event, ("", 0.0))
         if kind != said or now >= at + _SAY_AGAIN_S:
             self._said[event] = kind, now
-            _log.error(event, problem=problem, **fields)
+            _log.log(level, event, problem=problem, **fields)
+
+
+def offset_of(clock: Clock) -> float:
+    """How far the time of day is from a clock that nobody sets. It changes when somebody sets the former."""
+    return clock.now() - clock.monotonic()
 
 
 _NONE_READ: Final = object()

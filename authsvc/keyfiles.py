@@ -13,7 +13,7 @@ import os
 import pwd
 import re
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +87,11 @@ def holds_keys(path: Path) -> bool:
     return any(name == MANIFEST or _PART.fullmatch(name) for name in os.listdir(path))
 
 
+def part_files(keyset: Keyset) -> set[str]:
+    """The names of all private parts that the manifest names, whether they are there or not."""
+    return {record.file for record in keyset.keys}
+
+
 class KeyFolder:
     """The folder that holds the keys. With `group_read` others of the group may read, and nothing is written:
     the form that a Kubernetes Secret has. With a passphrase every private part is encrypted under it."""
@@ -145,11 +150,14 @@ class KeyFolder:
                 # One descriptor for the whole read: two opens by path could see two generations of a swapped folder.
                 with self._opened() as folder:
                     return read(folder)
-            except KeysError:
-                # A writer may have replaced the manifest and destroyed old parts since we read it, or the kubelet the
-                # whole folder.
-                if attempt == _READ_ATTEMPTS or self._whereabouts() == seen:
-                    raise
+            except KeysError as error:
+                failure = error
+            except OSError as error:
+                failure = self._unreadable(error)
+            # A writer may have replaced the manifest and destroyed old parts since we read it, or the kubelet the
+            # whole folder.
+            if attempt == _READ_ATTEMPTS or self._whereabouts() == seen:
+                raise failure from None
         raise AssertionError("the loop returns or raises")
 
     def _whereabouts(self) -> tuple[object, ...]:
@@ -170,25 +178,33 @@ class KeyFolder:
         Raises: KeysError if there is no manifest that can be read.
         """
         problems: list[str] = []
-        with self._opened(problems) as folder:
-            keyset = self._parse(self._read(folder, MANIFEST, _MAX_MANIFEST_BYTES, problems))
-            for record in keyset.keys:
-                try:
-                    if record.needs_part(now=now):
-                        self._parse_part(self._read(folder, record.file, _MAX_KEY_BYTES, problems), record)
-                except KeysError as error:
-                    problems.append(str(error))
-                ends_at = record.part_ends_at(keyset.lifecycle)
-                if ends_at is not None and now >= ends_at + _LATE_S and _is_there(folder, record.file):
+        try:
+            with self._opened(problems) as folder:
+                keyset = self._parse(self._read(folder, MANIFEST, _MAX_MANIFEST_BYTES, problems))
+                for record in keyset.keys:
+                    self._inspect_part(folder, record, keyset, problems, now=now)
+                named = part_files(keyset)
+                strays = sorted(n for n in os.listdir(folder) if _PART.fullmatch(n) and n not in named)
+                if _is_there(folder, _JOURNAL):
                     problems.append(
-                        f"{self.path / record.file} was to be destroyed {now - ends_at} s ago; mend: make keys-prune, "
-                        "or let the service run, which does it"
+                        f"a command on {self.path} was interrupted; mend: make keys-prune clears up after it"
                     )
-            named = _files(keyset)
-            strays = sorted(n for n in os.listdir(folder) if _PART.fullmatch(n) and n not in named)
-            if _is_there(folder, _JOURNAL):
-                problems.append(f"a command on {self.path} was interrupted; mend: make keys-prune clears up after it")
+        except OSError as error:
+            raise self._unreadable(error) from None
         return Inspection(keyset, tuple(problems), tuple(strays))
+
+    def _inspect_part(self, folder: int, record: KeyRecord, keyset: Keyset, problems: list[str], *, now: int) -> None:
+        try:
+            if record.needs_part(now=now):
+                self._parse_part(self._read(folder, record.file, _MAX_KEY_BYTES, problems), record)
+        except KeysError as error:
+            problems.append(str(error))
+        ends_at = record.part_ends_at(keyset.lifecycle)
+        if ends_at is not None and now >= ends_at + _LATE_S and _is_there(folder, record.file):
+            problems.append(
+                f"{self.path / record.file} was to be destroyed {now - ends_at} s ago; mend: make keys-prune, "
+                "or let the service run, which does it"
+            )
 
     # ---- writing ----
 
@@ -218,7 +234,7 @@ class KeyFolder:
         with self._locked(_LOCK_WAIT_S):
             with self._nothing_changed():
                 if self.is_initialised():
-                    self._finish_interrupted(named=_files(self.keyset()))
+                    self._finish_interrupted(named=part_files(self.keyset()))
                     return False
                 # A bare clone brings the folder, for its runbook, with the modes that everything has.
                 self.path.chmod(0o700)
@@ -265,12 +281,14 @@ class KeyFolder:
                         f"another command has just changed {self.path} (generation {seen.generation} is now "
                         f"{before.generation}); nothing was changed by this one; make keys-status shows what there is"
                     )
-                self._finish_interrupted(named=_files(before))
+                self._finish_interrupted(named=part_files(before))
                 new = _Maker(random_bytes, generate, self._passphrase)
                 after = transition(before, new)
                 if new.parts:
                     self._check_passphrase(before)
-            ended = _ended_parts(before, now=now) | _ended_parts(after, now=now) | (_files(before) - _files(after))
+            ended = (
+                _ended_parts(before, now=now) | _ended_parts(after, now=now) | (part_files(before) - part_files(after))
+            )
             if after != before:
                 self._commit(after, new.parts, ended=ended)
             else:
@@ -295,16 +313,19 @@ class KeyFolder:
             self._check_passphrase(before)
         return Change(before, after)
 
-    def destroy_ended(self, *, now: int) -> None:
+    def destroy_ended(self, *, now: int, gone: Collection[str] = ()) -> None:
         """Destroy the private parts whose time is over, and nothing else: whoever else writes here, or to another copy
-        of this folder, is not in the way of that.
+        of this folder, is not in the way of that. `gone`: files that an earlier manifest named; without a word if the
+        present one does.
 
         Raises: KeysConflict if somebody holds the lock; KeysError.
         """
         keyset = self.keyset()
         self._check_clock(keyset, now=now)
-        with self._locked(0), self._cleared_away():
-            self._destroy(_ended_parts(keyset, now=now))
+        ended = {name for name in gone if _PART.fullmatch(name)} - part_files(keyset) | _ended_parts(keyset, now=now)
+        if any(os.path.lexists(self.path / name) for name in ended):
+            with self._locked(0), self._cleared_away():
+                self._destroy(ended)
 
     def change_passphrase(
         self, passphrase: str | None, *, now: int, random_bytes: Callable[[int], bytes]
@@ -320,7 +341,7 @@ class KeyFolder:
         with self._locked(_LOCK_WAIT_S):
             with self._nothing_changed():
                 # Before anything asks for the passphrase: a run that was killed may have left parts in clear.
-                self._finish_interrupted(named=_files(self.keyset()))
+                self._finish_interrupted(named=part_files(self.keyset()))
                 ring = self.load(now=now)
                 before = ring.keyset
                 after = renewed_parts(before, now=now)
@@ -329,7 +350,7 @@ class KeyFolder:
                     key = ring.private_keys.get(record.id) or ring.secret_keys.get(record.id)
                     if key is not None:
                         new.put(record, key)
-            ended = _ended_parts(before, now=now) | (_files(before) - _files(after))
+            ended = _ended_parts(before, now=now) | (part_files(before) - part_files(after))
             other._commit(after, new.parts, ended=ended)
         return other, Change(before, after)
 
@@ -347,26 +368,26 @@ class KeyFolder:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         try:
             folder = os.open(self.path, flags)
-            if self._group_read and _is_there(folder, _KUBERNETES_DATA):
-                volume = folder
-                try:
-                    self._check_nobody_else_writes(volume, problems)
-                    folder = os.open(_KUBERNETES_DATA, flags, dir_fd=volume)
-                finally:
-                    os.close(volume)
         except FileNotFoundError:
             raise KeysError(f"there is no key folder {self.path}; mend: authsvc keys init (make keys)") from None
         except OSError as error:
-            raise KeysError(
-                f"the key folder {self.path} cannot be opened: {error.strerror}; "
-                "mend: give it, and the way to it, to the user of the service (chown, chmod)"
-            ) from None
+            raise self._unreadable(error) from None
         try:
+            if self._group_read and _is_there(folder, _KUBERNETES_DATA):
+                self._check_nobody_else_writes(folder, problems)
+                volume, folder = folder, os.open(_KUBERNETES_DATA, flags, dir_fd=folder)
+                os.close(volume)
             self._check_folder_mode(folder, problems)
-        except KeysError:
+        except BaseException:
             os.close(folder)
             raise
         return folder
+
+    def _unreadable(self, error: OSError) -> KeysError:
+        return KeysError(
+            f"the key folder {self.path} cannot be read: {error.strerror}; "
+            "mend: give it, and the way to it, to the user of the service (chown, chmod 700)"
+        )
 
     def _check_folder_mode(self, folder: int, problems: list[str] | None) -> None:
         try:
@@ -468,12 +489,19 @@ class KeyFolder:
     def _check_passphrase(self, keyset: Keyset) -> None:
         """New parts are not written beside others that are under another passphrase, or in clear beside encrypted ones:
         nobody could read them all. Raises: KeysError."""
-        with self._opened() as folder:
-            # One is as good as another; the index key is the one that never ends.
-            for record in sorted(keyset.keys, key=lambda key: key.kind is not Kind.INDEX):
-                if _is_there(folder, record.file):
-                    self._parse_part(self._read(folder, record.file, _MAX_KEY_BYTES), record)
+        try:
+            with self._opened() as folder:
+                # One is as good as another; the index key is the one that never ends.
+                for record in sorted(keyset.keys, key=lambda key: key.kind is not Kind.INDEX):
+                    try:
+                        self._parse_part(self._read(folder, record.file, _MAX_KEY_BYTES, []), record)
+                    except _AnotherPassphrase:
+                        raise
+                    except KeysError:
+                        continue  # it says nothing of a passphrase, and a revocation must not wait for its mend
                     return
+        except OSError as error:
+            raise self._unreadable(error) from None
 
     def _parse_part(self, data: bytes, record: KeyRecord) -> PrivateKey | bytes:
         path = self.path / record.file
@@ -483,9 +511,9 @@ class KeyFolder:
             return parse_secret_key(data, record.kind, record.id, self._passphrase)
         except PassphraseNeeded as error:
             mend = "another AUTHSVC_KEYS_PASSPHRASE" if self._passphrase else "set AUTHSVC_KEYS_PASSPHRASE"
-            raise KeysError(f"{path} {error}; mend: {mend}") from None
+            raise _AnotherPassphrase(f"{path} {error}; mend: {mend}") from None
         except PartInClear:
-            raise KeysError(
+            raise _AnotherPassphrase(
                 f"{path} is not encrypted, though AUTHSVC_KEYS_PASSPHRASE is set; mend: unset that, and encrypt the "
                 "parts with authsvc keys passphrase (make keys-passphrase)"
             ) from None
@@ -644,6 +672,10 @@ class _Missing(KeysError):
     """A file is not there."""
 
 
+class _AnotherPassphrase(KeysError):
+    """A part is under another passphrase than ours, or one of the two is without."""
+
+
 class _Maker:
     """Makes keys for a transition, and keeps their private parts until they are written."""
 
@@ -706,10 +738,6 @@ def _user(uid: int) -> str:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
         return f"#{uid}"
-
-
-def _files(keyset: Keyset) -> set[str]:
-    return {record.file for record in keyset.keys}
 
 
 def _ended_parts(keyset: Keyset, *, now: int) -> set[str]:

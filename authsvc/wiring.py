@@ -19,7 +19,7 @@ from authsvc.clock import Clock, SystemClock
 from authsvc.errors import KeysError, StoreUnavailable
 from authsvc.http.app import create_app
 from authsvc.http.services import Services
-from authsvc.keeper import LOOK_EVERY_S, KeyKeeper, Rotation
+from authsvc.keeper import LOOK_EVERY_S, KeyKeeper, Rotation, offset_of
 from authsvc.keyfiles import MANIFEST, Change, KeyFolder
 from authsvc.keyreport import problems
 from authsvc.keyring import Keyring
@@ -43,6 +43,7 @@ class Prepared:
     """What there is before the first worker: the keys, and what was done or is worth knowing."""
 
     keyring: Keyring
+    clock_offset: float  # seconds, see keeper
     said: tuple[str, ...]
 
 
@@ -65,10 +66,11 @@ def prepare(settings: Settings, *, clock: Clock) -> Prepared:
     now = clock.now()
     keyring = folder.load(now=now)
     _check_purpose(keyring, settings, folder.path)
-    if not settings.keys.group_read:
-        check_rotate_every(keyring.keyset.lifecycle, settings.keys.rotate_every_s)
     lifetimes = {"token_ttl_s": settings.token_ttl_s, "session_key_ttl_s": settings.session_key_ttl_s}
-    if keyring.keyset.with_lifetimes(**lifetimes, now=now) is not keyring.keyset:
+    raised = keyring.keyset.with_lifetimes(**lifetimes, now=now)
+    if not settings.keys.group_read:
+        check_rotate_every(raised.lifecycle, settings.keys.rotate_every_s)
+    if raised is not keyring.keyset:
         # Before the first token of that life is signed: a later rotation keeps the old key for as long.
         try:
             folder.change(
@@ -79,11 +81,12 @@ def prepare(settings: Settings, *, clock: Clock) -> Prepared:
                 "AUTHSVC_TOKEN_TTL or AUTHSVC_SESSION_KEY_TTL is longer than the key folder knows, and that cannot be "
                 f"noted: {error}; mend: a shorter one, or start once where the folder can be written"
             ) from None
+        keyring = folder.load(now=now, known=keyring)
         said.append("noted the longer lifetime of tokens or rows in the manifest")
     said += _said_of_keys(keyring, settings.keys, now=now)
     prepare_store(settings.store_url)
     _compare_with_memory(keyring.keyset, settings, folder.path)
-    return Prepared(keyring, tuple(said))
+    return Prepared(keyring, offset_of(clock), tuple(said))
 
 
 def init_keys(settings: KeySettings, lifecycle: Lifecycle, *, clock: Clock) -> bool:
@@ -107,7 +110,7 @@ def check_rotate_every(lifecycle: Lifecycle, rotate_every_s: int) -> None:
         )
 
 
-def build_app(settings: Settings, *, inherited: Keyring | None) -> Flask:
+def build_app(settings: Settings, *, inherited: Prepared | None) -> Flask:
     """The WSGI app of one worker process, with connections and a keeper of its own.
 
     A worker that takes the place of a dead one begins with the `inherited` keys, and stays with them if it cannot
@@ -119,10 +122,11 @@ def build_app(settings: Settings, *, inherited: Keyring | None) -> Flask:
     store = open_store(settings.store_url)
     keeper = KeyKeeper(
         folder,
-        inherited or folder.load(now=clock.now()),
+        inherited.keyring if inherited else folder.load(now=clock.now()),
         clock=clock,
         rotation=Rotation(settings.keys.rotate_every_s, settings.keys.alg, os.urandom),
         remember=store.note_revoked_keys,
+        clock_offset=inherited.clock_offset if inherited else None,
     )
     keeper.look()
     wait_for_fit_keys(keeper, folder, store, sleep=time.sleep)
@@ -144,9 +148,12 @@ def wait_for_fit_keys(keeper: KeyKeeper, folder: KeyFolder, store: Store, *, sle
     crash loop, and ends them all.
     """
     looks = 0
-    while keeper.problem is not None:
+    while True:
         try:
-            _check_not_behind(keeper.current().keyset, folder, keeper.problem)
+            if keeper.problem is not None:
+                _check_not_behind(keeper.current().keyset, folder, keeper.problem)
+            # Also where nothing is amiss: the service may have started before a revocation, and the folder have gone
+            # back to a state in between.
             check_not_revived(keeper.current().keyset, store, folder.path)
         except KeysError as error:
             if looks % _SAY_EVERY_LOOKS == 0:

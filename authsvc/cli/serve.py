@@ -21,7 +21,6 @@ from authsvc.cli.shared import DOTENV, console, plain_errors
 from authsvc.clock import SystemClock
 from authsvc.http.server import free_address
 from authsvc.http.server import serve as serve_http
-from authsvc.keyring import Keyring
 from authsvc.sandbox.process import SandboxProcess, noted_addresses
 from authsvc.settings import (
     SANDBOX_APPID,
@@ -32,7 +31,7 @@ from authsvc.settings import (
 )
 from authsvc.store import store_path
 from authsvc.telemetry import configure_logging
-from authsvc.wiring import build_app, prepare
+from authsvc.wiring import Prepared, build_app, prepare
 
 ADDRESSES: Final = SANDBOX_FOLDER / "addresses.json"
 
@@ -60,7 +59,7 @@ def serve(or_sandbox: bool) -> None:
             beside.enter_context(noted_addresses(ADDRESSES, addresses))
         serve_http(
             # A forked worker inherits the keys that were read here, for when it cannot read them itself.
-            functools.partial(_load_worker, settings, prepared.keyring if get_start_method() == "fork" else None),
+            functools.partial(_load_worker, settings, prepared if get_start_method() == "fork" else None),
             address=address,
             port=settings.port,
             workers=settings.workers,
@@ -100,7 +99,7 @@ def _settings(*, or_sandbox: bool) -> Settings:
     return load_settings(os.environ, dotenv=DOTENV, cores=cores, or_sandbox=or_sandbox)
 
 
-def _load_worker(settings: Settings, inherited: Keyring | None) -> Any:
+def _load_worker(settings: Settings, inherited: Prepared | None) -> Any:
     configure_logging(sys.stderr)
     # The server copies the environment into every WSGI request; our settings have been read, the rest needs no secrets.
     for name in [name for name in os.environ if name.startswith("AUTHSVC_")]:

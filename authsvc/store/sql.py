@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 from typing import Final
 
-from sqlalchemy import Integer, bindparam, case, func, literal_column, select
+from sqlalchemy import Integer, bindparam, case, func, literal_column, select, tuple_
 from sqlalchemy.engine import Engine
 from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor, Dialect
 from sqlalchemy.exc import SQLAlchemyError
@@ -63,16 +63,20 @@ _LIVE_LOGINS: Final = (
 )
 # So many in one transaction: logins that wait for the same lock are not to notice that a store is emptied.
 _DROPPED_AT_ONCE: Final = 500
+_LOGIN_KEY = (LOGINS.c.appid, LOGINS.c.openid, LOGINS.c.sid)
 _SOME_SEALED_LOGINS: Final = (
-    select(LOGINS.c.appid, LOGINS.c.openid, LOGINS.c.sid)
+    select(*_LOGIN_KEY)
     .where(
         func.substr(
             LOGINS.c.sealed_session_key,
             literal_column("1"),
             bindparam("start_bytes_", type_=Integer),
         )
-        == bindparam("start_", type_=LOGINS.c.sealed_session_key.type)
+        == bindparam("start_", type_=LOGINS.c.sealed_session_key.type),
+        # Onwards from the last one found: what lies before it has been looked at.
+        tuple_(*_LOGIN_KEY) > tuple_(*(bindparam(f"after_{column.name}", type_=column.type) for column in _LOGIN_KEY)),
     )
+    .order_by(*_LOGIN_KEY)
     .limit(literal_column(str(_DROPPED_AT_ONCE)))
     .offset(literal_column("0"))
 )
@@ -187,10 +191,13 @@ class SqlStore:
 
     def drop_logins(self, sealed_start: bytes) -> int:
         dropped = 0
+        values: dict[str, object] = {"start_": sealed_start, "start_bytes_": len(sealed_start)}
+        after = ("", "", "")
         while True:
             with self._connection() as connection:
                 with _cursor(connection) as cursor:
-                    self._some_sealed_logins.run(cursor, {"start_": sealed_start, "start_bytes_": len(sealed_start)})
+                    values |= zip(("after_appid", "after_openid", "after_sid"), after, strict=True)
+                    self._some_sealed_logins.run(cursor, values)
                     found = cursor.fetchall()
                 if not found:
                     return dropped
@@ -198,6 +205,7 @@ class SqlStore:
                     for appid, openid, sid in found:
                         self._drop_login.run(cursor, {"appid_": appid, "openid_": openid, "sid_": sid})
                         dropped += cursor.rowcount
+            after = found[-1]
 
     def note_revoked_keys(self, revoked: Mapping[str, int]) -> None:
         with self._connection() as connection:

@@ -382,8 +382,15 @@ def test_no_part_is_written_beside_others_that_are_under_another_passphrase(
     KeyFolder(folder, passphrase=theirs).load(now=NOW)
 
 
-def test_a_key_can_be_revoked_though_the_index_key_is_lost(folder: Path) -> None:
-    _one(folder, "index-").unlink()
+@pytest.mark.parametrize("damage", ["lost", "broken", "open to others"])
+def test_a_key_can_be_revoked_whatever_became_of_the_index_key(folder: Path, damage: str) -> None:
+    part = _one(folder, "index-")
+    if damage == "lost":
+        part.unlink()
+    elif damage == "broken":
+        part.write_bytes(b"")
+    else:
+        part.chmod(0o644)
     active = parse_manifest((folder / MANIFEST).read_bytes()).active(Kind.SIGNING, now=NOW)
     assert _change(folder, lambda k, new: revoke(k, new, active.id, now=NOW, reason="stolen")).is_one
 
@@ -482,7 +489,8 @@ def test_nobody_changes_a_folder_that_belongs_to_another_user_not_even_root(fold
     assert os.listdir(empty) == []
 
 
-def test_who_may_not_look_into_the_folder_is_told_so_by_everything(folder: Path) -> None:
+@pytest.mark.parametrize("mode", [0, 0o600, 0o100], ids=["closed", "chmod -R 600", "no listing"])
+def test_who_may_not_look_into_the_folder_is_told_so_by_everything(folder: Path, mode: int) -> None:
     def looks() -> list[str]:
         obey_file_modes()
         said = []
@@ -498,15 +506,37 @@ def test_who_may_not_look_into_the_folder_is_told_so_by_everything(folder: Path)
             with pytest.raises(KeysError) as refused:
                 look()
             said.append(str(refused.value))
+        open_files = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+        for _ in range(10):
+            with pytest.raises(KeysError):
+                it.keyset()
+        assert open_files in (0, len(os.listdir("/proc/self/fd")))
         return said
 
-    folder.chmod(0)
+    folder.chmod(mode)
     try:
         said = in_child(looks)
     finally:
         folder.chmod(0o700)
     assert len(said) == 4
-    assert all("cannot be opened: Permission denied" in problem for problem in said)
+    assert all("cannot be read: Permission denied" in problem and "chmod 700" in problem for problem in said)
+
+
+def test_an_error_of_the_disk_while_it_is_read_is_said_as_what_it_is(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stale(_descriptor: int) -> os.stat_result:
+        raise OSError(116, "Stale file handle")
+
+    said = []
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fstat", stale)
+        for look in (KeyFolder(folder).load, KeyFolder(folder).inspect):
+            try:
+                look(now=NOW)
+            except KeysError as error:
+                said.append(str(error))
+    assert ["cannot be read: Stale file handle" in problem for problem in said] == [True, True]
 
 
 # ---- Kubernetes ---------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from authsvc.keyfiles import Change, KeyFolder
 from authsvc.keyring import Keyring
 from authsvc.keyset import Kind, Lifecycle, Purpose
 from authsvc.manifest import dump_manifest
-from authsvc.rotation import revoke, revoke_all, rotate
+from authsvc.rotation import revoke, revoke_all, rotate, rotate_store
 from authsvc.sealing import sealed_start
 from authsvc.settings import Settings, load_settings
 from authsvc.store import LoginRow, open_store, prepare_store
@@ -67,12 +68,21 @@ def test_a_longer_life_is_in_the_manifest_before_the_first_token_of_that_life(
     folder: KeyFolder, tmp_path: Path
 ) -> None:
     prepared = prepare(_settings(tmp_path, TOKEN_TTL="80000", SESSION_KEY_TTL="300000"), clock=FakeClock())
+    assert prepared.keyring.keyset == folder.keyset(), "a worker that takes another's place begins with the newest"
     lifecycle = folder.keyset().lifecycle
     assert (lifecycle.ttl_max_s, lifecycle.session_key_ttl_max_s) == (80_000, 300_000)
     assert any("longer lifetime" in line for line in prepared.said)
     again = prepare(_settings(tmp_path), clock=FakeClock())
     assert folder.keyset().lifecycle == lifecycle, "a shorter one does not make the tokens that are out shorter"
     assert not any("longer lifetime" in line for line in again.said)
+
+
+def test_a_start_that_works_does_not_make_the_next_one_impossible(folder: KeyFolder, tmp_path: Path) -> None:
+    """The longer life counts for how often keys may be rotated, before it is noted for good."""
+    with pytest.raises(KeysError, match="at least 5185"):
+        prepare(_settings(tmp_path, ROTATE_EVERY="3600", SESSION_KEY_TTL="2592000"), clock=FakeClock())
+    assert folder.keyset().generation == 1
+    prepare(_settings(tmp_path, ROTATE_EVERY="3600"), clock=FakeClock())
 
 
 def test_a_longer_life_that_cannot_be_noted_does_not_start(folder: KeyFolder, tmp_path: Path) -> None:
@@ -155,6 +165,34 @@ def test_a_new_worker_does_not_begin_with_keys_that_the_store_knows_as_revoked(f
     wait_for_fit_keys(keeper, folder, store, sleep=sleep)
     assert keeper.current().keyset.generation == 2
     assert len(slept) >= 10
+
+
+def test_a_new_worker_does_not_take_over_a_backup_from_between_the_start_and_a_revocation(
+    folder: KeyFolder, tmp_path: Path
+) -> None:
+    """For its own keys, those of the start, that backup is news."""
+    inherited, clock, store = folder.load(now=NOW), FakeClock(), MemoryStore()
+    folder.change(lambda k, new: rotate_store(k, new, now=NOW), now=NOW, random_bytes=os.urandom)
+    shutil.copytree(folder.path, tmp_path / "backup")
+    revoked = _revoked(folder).after
+    store.note_revoked_keys({key.id: NOW for key in revoked.keys if key.revoked_at is not None})
+    shutil.copytree(folder.path, tmp_path / "newest")
+    shutil.copytree(tmp_path / "backup", folder.path, dirs_exist_ok=True)
+    slept = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        clock.at += int(seconds)
+        if len(slept) == 3:
+            shutil.copytree(tmp_path / "newest", folder.path, dirs_exist_ok=True)
+
+    keeper = _keeper(folder, inherited, clock)
+    keeper.look()
+    with structlog.testing.capture_logs() as logs:
+        wait_for_fit_keys(keeper, folder, store, sleep=sleep)
+    assert keeper.current().keyset == revoked
+    assert len(slept) == 3
+    assert "old backup" in logs[0]["problem"]
 
 
 @pytest.mark.parametrize("what", ["nothing to read", "an older backup", "a store that does not answer"])

@@ -235,7 +235,7 @@ def test_whatever_is_done_to_the_keys_no_valid_token_is_refused_and_no_row_is_lo
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 def test_in_many_more_sequences_no_valid_token_is_refused_and_no_row_is_lost() -> None:
-    _play(1_000, 50)
+    _play(3_000, 50)
 
 
 # ---- each bound is the least: with less, something breaks ---------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Mapping
@@ -12,11 +13,11 @@ import pytest
 import structlog.testing
 
 from authsvc.errors import KeysError, StoreUnavailable
-from authsvc.keeper import KeyKeeper, Rotation
+from authsvc.keeper import KeyKeeper, Rotation, offset_of
 from authsvc.keyfiles import MANIFEST, Change, KeyFolder, Transition
 from authsvc.keyring import Keyring
 from authsvc.keyset import Kind, Lifecycle, Purpose
-from authsvc.rotation import revoke, rotate
+from authsvc.rotation import prune, revoke, rotate, rotate_store
 from tests.support.clock import NOW, FakeClock
 
 MONTH = 30 * 86_400
@@ -217,6 +218,64 @@ def test_with_rotation_by_hand_private_parts_that_have_ended_are_destroyed_and_n
     assert not (folder.path / ".lock").exists(), "it has nothing to do, and locks nobody out to do it"
 
 
+def _copy_of(folder: KeyFolder, tmp_path: Path) -> KeyFolder:
+    shutil.copytree(folder.path, tmp_path / "copy", dirs_exist_ok=True)
+    return KeyFolder(tmp_path / "copy")
+
+
+def test_on_a_copy_of_the_folder_parts_go_that_a_newer_manifest_does_not_name_any_more(
+    folder: KeyFolder, clock: FakeClock, memory: Memory, tmp_path: Path
+) -> None:
+    _change(folder, lambda k, new: rotate_store(k, new, now=clock.at), now=clock.at)
+    old = folder.keyset().active(Kind.SEALING, now=clock.at)
+    copy = _copy_of(folder, tmp_path)
+    keeper = _keeper(copy, clock, memory, every_s=0)
+    keeper.look()
+    clock.at += 4 * 86_400
+    _change(folder, lambda k, _: prune(k, now=clock.at), now=clock.at)
+    assert folder.keyset().key(old.id) is None, "forgotten by its writer before the copy had looked again"
+    copy = _copy_of(folder, tmp_path)
+    keeper.look()
+    assert not (copy.path / old.file).exists()
+    assert copy.inspect(now=clock.at).strays == ()
+
+
+def test_on_a_copy_of_the_folder_a_part_that_comes_back_goes_again(
+    folder: KeyFolder, clock: FakeClock, memory: Memory, tmp_path: Path
+) -> None:
+    """A copy whose clock is ahead destroys it before the writer does, and the next rsync brings it back."""
+    old = _change(folder, lambda k, new: rotate(k, new, now=clock.at), now=clock.at).before.active(
+        Kind.SIGNING, now=clock.at
+    )
+    copy = _copy_of(folder, tmp_path)
+    keeper = _keeper(copy, clock, memory, every_s=0)
+    clock.at += Lifecycle().last_use_s
+    keeper.look()
+    assert not (copy.path / old.file).exists()
+    _copy_of(folder, tmp_path)
+    assert (copy.path / old.file).exists()
+    for _ in range(61):
+        clock.at += 1
+        keeper.look()
+    assert not (copy.path / old.file).exists()
+
+
+def test_a_part_that_is_copied_before_its_manifest_is_left_alone(
+    folder: KeyFolder, clock: FakeClock, memory: Memory, tmp_path: Path
+) -> None:
+    copy = _copy_of(folder, tmp_path)
+    keeper = _keeper(copy, clock, memory, every_s=0)
+    keeper.look()
+    _change(folder, lambda k, new: rotate(k, new, now=clock.at), now=clock.at)
+    manifest = (copy.path / MANIFEST).read_bytes()
+    copy = _copy_of(folder, tmp_path)
+    (copy.path / MANIFEST).write_bytes(manifest)
+    for _ in range(120):
+        clock.at += 1
+        keeper.look()
+    assert {path.name for path in copy.path.glob("*-*")} >= {path.name for path in folder.path.glob("*-*")}
+
+
 def test_a_folder_that_cannot_be_written_is_said_once_and_nothing_stops(
     folder: KeyFolder, keeper: KeyKeeper, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -361,6 +420,31 @@ def test_a_problem_that_stays_is_said_again_each_minute_whatever_figures_are_in_
     assert [line["event"] for line in logs] == ["keys_not_reloaded"]
 
 
+@pytest.mark.parametrize("error", [RuntimeError("a fault of ours"), OSError(116, "Stale file handle")])
+def test_what_cannot_be_foreseen_is_no_reason_to_go_on_without_the_newest_keys(
+    folder: KeyFolder, keeper: KeyKeeper, clock: FakeClock, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    keeper.look()
+    stolen = _kid(keeper, clock)
+    _change(folder, lambda k, new: revoke(k, new, stolen, now=clock.at, reason="stolen"), now=clock.at)
+
+    def fails(*_: object, **__: object) -> bytes:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(folder, "_read", fails)
+        with contextlib.suppress(RuntimeError):
+            keeper.look()
+    problems = [keeper.problem]
+    clock.at += 5
+    keeper.look()
+    problems.append(keeper.problem)
+    assert [problem is None for problem in problems] == [False, True]
+    found = keeper.current().find(stolen, now=clock.at)
+    assert found is not None
+    assert found.revoked
+
+
 def test_a_rotation_that_failed_is_tried_again_after_a_minute(
     folder: KeyFolder, keeper: KeyKeeper, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -448,6 +532,30 @@ def test_a_clock_that_was_set_and_set_back_leaves_no_trace(folder: KeyFolder, cl
     keeper.look()
     assert keeper.problem is None
     assert folder.keyset().updated_at == NOW
+
+
+def test_a_worker_that_takes_anothers_place_knows_that_the_clock_was_set_before(
+    folder: KeyFolder, clock: FakeClock, memory: Memory
+) -> None:
+    offset = offset_of(clock)
+    clock.at += 40 * 86_400
+    clock.set_by += 40 * 86_400
+    rotation = Rotation(MONTH, None, os.urandom)
+    ring = folder.load(now=clock.at)
+    keeper = KeyKeeper(folder, ring, clock=clock, rotation=rotation, remember=memory, clock_offset=offset)
+    keeper.look()
+    assert folder.keyset().updated_at == NOW
+
+
+def test_a_clock_that_two_fight_over_is_said_once_a_minute(keeper: KeyKeeper, clock: FakeClock) -> None:
+    keeper.look()
+    with structlog.testing.capture_logs() as logs:
+        for second in range(59):
+            by_s = 120 if second % 2 else -120
+            clock.at += 1 + by_s
+            clock.set_by += by_s
+            keeper.look()
+    assert [line["event"] for line in logs] == ["clock_was_set"]
 
 
 def test_a_clock_that_is_corrected_by_less_than_the_skew_stops_nothing(
