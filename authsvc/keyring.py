@@ -52,7 +52,8 @@ class Keyring:
         if record is None or record.jwk is None:
             return None
         state = record.state(now=now)
-        if state is State.REMOVED or now < record.publish_at:
+        # Revoked is revoked whatever our clock says, also where another host's, ahead of ours, had published the key.
+        if state is not State.REVOKED and (state is State.REMOVED or now < record.publish_at):
             return None
         return VerificationKey(record.alg, record.id, record.jwk.key, revoked=state is State.REVOKED)
 

@@ -10,6 +10,7 @@ import pytest
 
 from authsvc.errors import KeysError
 from authsvc.keyreport import What, changes, exposure, next_step, problems
+from authsvc.keyring import Keyring
 from authsvc.keyset import KeyRecord, Keyset, Kind, Lifecycle, State
 from authsvc.manifest import dump_manifest, parse_manifest
 from authsvc.rotation import prune, renewed_parts, revoke, revoke_all, rotate, rotate_store, tick
@@ -405,3 +406,15 @@ def test_after_a_revocation_the_jwks_is_known_to_be_news_for_as_long_as_an_old_o
     assert not keyset.revoked_lately(now=NOW)
     assert after.revoked_lately(now=NOW + 1_084)
     assert not after.revoked_lately(now=NOW + 1_085)
+
+
+def test_a_key_revoked_before_a_slower_host_would_have_published_it_is_revoked_there_too(
+    keyset: Keyset, new: NewTestKeys
+) -> None:
+    rotated = rotate(keyset, new, now=NOW + 60, alg="EdDSA", early=True)
+    burnt = rotated.active(Kind.SIGNING, now=NOW + 60)
+    assert burnt.publish_at == NOW + 60
+    after = revoke_all(rotated, new, now=NOW + 60, reason="stolen")
+    found = Keyring(after, {}, {}).find(burnt.id, now=NOW)
+    assert found is not None
+    assert found.revoked
