@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import tempfile
+from pathlib import Path
+
+import pytest
 
 from authsvc.drill import HABITS, Rehearsal, Row, rehearse
 from authsvc.keyset import Keyset, Kind, Lifecycle
@@ -58,9 +61,10 @@ def test_a_revoked_key_is_accepted_for_no_longer_than_the_exposure_says() -> Non
             assert 60 < accepted_s <= 125 + 360 + max(habit.keeps_s, 0) + 5
 
 
-def test_the_same_seed_gives_the_same_rehearsal_and_leaves_nothing_behind() -> None:
+def test_the_same_seed_gives_the_same_rehearsal_and_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     keyset = rotate(first_keyset(NewTestKeys(), now=NOW), NewTestKeys(), now=NOW + MONTH)
-    before = set(os.listdir(tempfile.gettempdir()))
     assert _rehearse(keyset, now=NOW + MONTH + 9)[0] == _rehearse(keyset, now=NOW + MONTH + 9)[0]
-    left = set(os.listdir(tempfile.gettempdir())) - before
-    assert not {name for name in left if name.startswith("authsvc-drill")}
+    assert os.listdir(tmp_path) == []
