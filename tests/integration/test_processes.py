@@ -53,6 +53,11 @@ def _until(condition: Callable[[], bool], *, within_s: float) -> None:
         time.sleep(0.05)
 
 
+def _keys_of(it: Running) -> str:
+    keys: str = requests.get(f"{it.url}/readyz", timeout=10).json()["keys"]
+    return keys
+
+
 @contextlib.contextmanager
 def _sandboxed(folder: Path, port: int, **settings: str) -> Iterator[Running]:
     with running(
@@ -144,12 +149,12 @@ def test_a_worker_that_cannot_have_the_last_keys_waits_for_them_and_the_others_g
             os.kill(worker, signal.SIGCONT)
         os.kill(workers[0], signal.SIGKILL)
         _until(lambda: "worker_waits" in it.output(), within_s=20)
-        assert requests.get(f"{it.url}/readyz", timeout=10).json()["keys"] == "not reloaded"
+        _until(lambda: _keys_of(it) == "not reloaded", within_s=3 * 1 + 2)
         assert workers[1] in _children(it.process.pid)
         assert it.log_in().status_code == 200
         (tmp_path / "away").rename(newest)
         _until(lambda: it.output().count('"keys_loaded"') == 2, within_s=3 * 5 + 2)
-        assert requests.get(f"{it.url}/readyz", timeout=10).json()["keys"] == "ok"
+        assert _keys_of(it) == "ok"
         assert "Traceback" not in it.output()
 
 
