@@ -6,10 +6,20 @@ The names below are the verifying side, which needs PyJWT and cryptography alone
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from authsvc.errors import TokenError
-    from authsvc.verifier import Claims, JwkSet, Policy, Verifier
+    from authsvc.errors import KeysUnavailable, TokenError
+    from authsvc.verifier import Claims, FileKeys, IssuerKeys, JwkSet, Policy, RemoteKeys, Verifier
 
-__all__ = ["Claims", "JwkSet", "Policy", "TokenError", "Verifier"]
+__all__ = [
+    "Claims",
+    "FileKeys",
+    "IssuerKeys",
+    "JwkSet",
+    "KeysUnavailable",
+    "Policy",
+    "RemoteKeys",
+    "TokenError",
+    "Verifier",
+]
 
 
 def __getattr__(name: str) -> Any:

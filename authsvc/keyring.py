@@ -27,6 +27,13 @@ class Keyring:
     def __post_init__(self) -> None:
         object.__setattr__(self, "_signing_records", {key.id: key for key in self.keyset.of(Kind.SIGNING)})
 
+    @property
+    def epoch(self) -> object:
+        return self
+
+    def ask(self) -> None:
+        """There is nobody who would know more keys (see verifier.sources.KeySource)."""
+
     def signing_key(self, *, now: int) -> SigningKey:
         """Raises: KeysError if no key is active."""
         record = self.keyset.active(Kind.SIGNING, now=now)

@@ -6,15 +6,19 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, Self
 
-from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
 from authsvc.claims import Claims, Header, Policy, check_claims, claims_of, parse_header, parse_payload, payload_of
 from authsvc.encoding import NotCanonical, base64url_decode, base64url_encode, canonical_json
 from authsvc.errors import TokenError, TokenInvalid, TokenMalformed, TokenMissing, TokenRevoked
-from authsvc.jwk import BadJwk, PrivateKey, PublicKey, parse_public_jwk
+from authsvc.jwk import BadJwk, PrivateKey, PublicKey, parse_public_jwk, public_jwk
 
 MAX_TOKEN_CHARS: Final = 8192
 """A longer token is not looked at: no proxy would carry it, and every check costs time in its length."""
@@ -73,18 +77,19 @@ class JwkSet:
     """The keys of one JWKS document (RFC 7517, 5), as they stand in it; nothing in it is revoked."""
 
     def __init__(self, jwks: Mapping[str, Any]) -> None:
-        """Keys of types that we do not know are passed over (RFC 7517, 5).
+        """Keys of types that we do not know are passed over (RFC 7517, 5), and whatever else is no public key of ours;
+        `passed_over` says why.
 
         Raises: BadJwk if nothing is left, or if two keys have one kid.
         """
         members = jwks.get("keys") if isinstance(jwks, Mapping) else None
         found: dict[str, VerificationKey] = {}
+        passed_over: list[str] = []
         for jwk in members if isinstance(members, list) else []:
-            if not isinstance(jwk, dict):
-                continue
             try:
                 parsed = parse_public_jwk(jwk)
-            except BadJwk:
+            except BadJwk as error:
+                passed_over.append(str(error))
                 continue
             if parsed.kid in found:
                 raise BadJwk("two keys have one kid")
@@ -92,6 +97,31 @@ class JwkSet:
         if not found:
             raise BadJwk("no key in the set can be used")
         self._keys = found
+        self.passed_over = tuple(passed_over)
+
+    @classmethod
+    def from_pem(cls, *pems: str | bytes) -> Self:
+        """Keys from PEM texts, each one public key (SubjectPublicKeyInfo), as `authsvc keys export` writes them.
+
+        Raises: BadJwk for anything else, a private key above all.
+        """
+        jwks = []
+        for pem in pems:
+            try:
+                key = load_pem_public_key(pem.encode("ascii") if isinstance(pem, str) else pem)
+            except (ValueError, UnsupportedAlgorithm):  # UnicodeEncodeError is a ValueError
+                raise BadJwk("not a public key in PEM") from None
+            if not isinstance(key, EllipticCurvePublicKey | Ed25519PublicKey | RSAPublicKey):
+                raise BadJwk("a key of another type")
+            jwks.append(public_jwk(key).as_dict())
+        return cls({"keys": jwks})
+
+    @property
+    def epoch(self) -> object:
+        return self
+
+    def ask(self) -> None:
+        """There is nobody to ask for more keys (see verifier.sources.KeySource)."""
 
     def find(self, unverified_kid: str, *, now: int) -> VerificationKey | None:  # noqa: ARG002 - a set knows no time
         return self._keys.get(unverified_kid)

@@ -234,10 +234,12 @@ def build_services(
         random_bytes=os.urandom,
     )
     # With TYP=JWT, tokens of the stricter type that were issued before the switch are still good.
-    policy = Policy(settings.issuer, settings.audience, typ=tuple({"at+jwt", settings.typ}))
+    policy = Policy(
+        settings.issuer, settings.audience, typ=tuple({"at+jwt", settings.typ}), appids=tuple(settings.apps)
+    )
     return Services(
         login=login,
-        verifier=Verifier(_CurrentKeys(keys), policy, clock=clock),
+        verifier=Verifier(_CurrentKeys(keys), policy, remember=0, clock=clock),
         keys=keys,
         keys_are_current=keys_are_current,
         store=store,
@@ -265,6 +267,13 @@ class _CurrentKeys:
 
     def __init__(self, keys: Callable[[], Keyring]) -> None:
         self._keys = keys
+
+    @property
+    def epoch(self) -> object:
+        return self._keys()
+
+    def ask(self) -> None:
+        """There is nobody who would know more."""
 
     def find(self, unverified_kid: str, *, now: int) -> VerificationKey | None:
         return self._keys().find(unverified_kid, now=now)

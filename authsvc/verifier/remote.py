@@ -1,0 +1,370 @@
+"""The keys of an issuer over HTTP: fetched before they are needed, and kept while nothing better can be had.
+
+One thread of its own does every fetch, so that there is one at a time, nobody who verifies waits for the network unless
+a key is missing, and no lock is held meanwhile.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import math
+import os
+import random
+import threading
+import weakref
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from authsvc import durable
+from authsvc.clock import Clock, SystemClock
+from authsvc.encoding import NotCanonical, parse_json_object
+from authsvc.errors import KeysUnavailable
+from authsvc.jwk import BadJwk
+from authsvc.tokens import JwkSet, VerificationKey
+from authsvc.verifier.fetch import Fetched, Fetcher, FetchFailed, checked_url, is_loopback
+from authsvc.verifier.sources import MAX_JWKS_BYTES, Asked, Loud, parse_jwks
+
+TIMEOUT_S: Final = 3.0
+COOL_DOWN_S: Final = 30
+MAX_STALE_S: Final = 3_600
+
+_DISCOVERY: Final = "/.well-known/openid-configuration"
+
+# What Cache-Control says is believed within these bounds, and the next fetch is due when that part of it is over.
+_LEAST_FRESH_S: Final = 30
+_MOST_FRESH_S: Final = 3_600
+_FRESH_IF_UNSAID_S: Final = 300
+_REFRESH_AT: Final = 0.8
+_JITTER: Final = 0.1
+
+_AGAIN_AFTER_S: Final = (1.0, 2.0, 5.0, 10.0)  # failures, one after the other; then every cool-down
+_CLOCK_OFF_S: Final = 60
+_COPY_FORMAT: Final = "authsvc-jwks-copy/1"
+
+_log = logging.getLogger("authsvc.verifier")
+
+
+class Get(Protocol):
+    """`Fetcher.get`, or what a test plays for it."""
+
+    def __call__(self, url: str, *, etag: str | None = None) -> Fetched:
+        """Raises: FetchFailed."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """A JWKS as it was fetched. Swapped whole, so readers take no lock. Times are of the monotonic clock."""
+
+    keys: JwkSet
+    body: bytes
+    etag: str | None
+    fetched_at: float
+    fresh_until: float
+
+
+class RemoteKeys:
+    """The keys behind the URL of a JWKS. Thread-safe, and safe over fork(2): the child has a thread of its own.
+
+    Nothing is fetched before the first question. After that the keys are refreshed when four fifths of their `max-age`
+    are over, whether anybody asks or not. For an unknown kid they are fetched at most once in `cool_down_s`, whether
+    that succeeds or not. While the host cannot be reached the last good keys serve on for `max_stale_s` after their
+    `max-age`, and a warning says so each minute. With `kept_in` they are kept in that file too (0600), for a start
+    while the host is down.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout_s: float = TIMEOUT_S,
+        cool_down_s: float = COOL_DOWN_S,
+        max_stale_s: float = MAX_STALE_S,
+        kept_in: str | os.PathLike[str] | None = None,
+        clock: Clock | None = None,
+        jitter: Callable[[], float] = random.random,
+        new_get: Callable[[], Get] | None = None,
+        start_thread: Callable[[Callable[[], None]], None] | None = None,
+    ) -> None:
+        """`timeout_s` is over a whole fetch. Raises: ValueError for a URL that is neither https nor http to loopback.
+
+        The last three are for tests: 0 to 1, what fetches, made anew after a fork, and what runs the thread.
+        """
+        checked_url(url)
+        self._jwks_url: str | None = url
+        self._source = url.partition("?")[0]
+        self._cool_down_s = cool_down_s
+        self._max_stale_s = max_stale_s
+        self._kept_in = Path(kept_in) if kept_in is not None else None
+        self._clock = clock or SystemClock()
+        self._new_get = new_get or (lambda: Fetcher(timeout_s=timeout_s).get)
+        self._start_thread = start_thread or _start_daemon
+        self._jitter = jitter
+        self._loud = Loud(self._clock)
+        self._copy: _Copy | None = None
+        self._usable_until = float("-inf")
+        self._failures = 0
+        self._begin_anew()
+        _SURVIVORS.add(self)
+        _watch_forks()
+
+    def _begin_anew(self) -> None:
+        """Everything that a thread, a lock or a connection of the parent process has to do with."""
+        self._get = self._new_get()
+        self._changed = threading.Condition()
+        self._is_started = self._is_closed = False
+        self._under_way: Future[None] | None = None
+        self._wanted: Future[None] | None = None
+        self._due_at = float("-inf")
+        self._ask_again_at = float("-inf")
+
+    # ---- for who verifies ----
+
+    @property
+    def epoch(self) -> object:
+        if not self._is_started:
+            self._start()
+        copy = self._copy
+        return copy.keys if copy is not None and self._clock.monotonic() < self._usable_until else None
+
+    def find(self, unverified_kid: str, *, now: int) -> VerificationKey | None:
+        keys = self.epoch
+        return keys.find(unverified_kid, now=now) if isinstance(keys, JwkSet) else None
+
+    def ask(self) -> Asked:
+        """Raises: KeysUnavailable if the budget is spent: `retry_after_s` says when it is not."""
+        if not self._is_started:
+            self._start()
+        with self._changed:
+            now = self._clock.monotonic()
+            if self._is_closed:
+                raise KeysUnavailable("this source of keys is closed", retry_after_s=60)
+            if self._under_way is not None:
+                # It may have been answered before the question; where there were no keys at all it settles that too.
+                return Asked(self._under_way, is_ours=self._copy is None)
+            if self._wanted is None:
+                if now < self._ask_again_at:
+                    again_at = min(self._ask_again_at, self._due_at) if self._failures else self._ask_again_at
+                    raise KeysUnavailable(
+                        f"the keys of {self._source} were asked for a moment ago",
+                        retry_after_s=max(math.ceil(again_at - now), 1),
+                    )
+                self._ask_again_at = now + self._cool_down_s
+                self._wanted = Future()
+                self._changed.notify_all()
+            return Asked(self._wanted, is_ours=True)
+
+    def close(self) -> None:
+        """Fetch nothing any more. What is at hand can still be used, until it is stale."""
+        with self._changed:
+            self._is_started = self._is_closed = True
+            self._changed.notify_all()
+
+    # ---- the thread that fetches ----
+
+    def _start(self) -> None:
+        with self._changed:
+            if self._is_started:
+                return
+            if self._copy is None:
+                self._read_copy()
+            self._is_started = True
+        self._start_thread(self._run)
+
+    def _run(self) -> None:
+        while self._wait_until_due():
+            self.fetch()
+
+    def _wait_until_due(self) -> bool:
+        """False when it is time to end."""
+        with self._changed:
+            while not self._is_closed and self._wanted is None:
+                left_s = self._due_at - self._clock.monotonic()
+                if left_s <= 0:
+                    break
+                self._changed.wait(left_s)
+            return not self._is_closed
+
+    def fetch(self) -> None:
+        """Fetch the keys once, now. For the thread, and for tests that have none."""
+        with self._changed:
+            under_way = self._under_way = self._wanted or Future()
+            self._wanted = None
+        problem: Exception | None = None
+        try:
+            self._take(self._fetched())
+        except (FetchFailed, BadJwk, ValueError) as error:
+            problem = error
+        except Exception as error:  # noqa: BLE001 - a thread that has died would leave the verifier with old keys
+            _log.error("the keys of %s could not be fetched", self._source, exc_info=error)
+            problem = error
+        with self._changed:
+            if problem is None:
+                self._note_success()
+            else:
+                self._note_failure(problem)
+            retry_after_s = max(math.ceil(self._due_at - self._clock.monotonic()), 1)
+            self._under_way = None
+        if problem is None:
+            under_way.set_result(None)
+        else:
+            why = f"the keys of {self._source} cannot be had: {problem}"
+            under_way.set_exception(KeysUnavailable(why, retry_after_s=retry_after_s))
+
+    def _fetched(self) -> Fetched:
+        if self._jwks_url is None:
+            self._jwks_url = self._discovered()
+        return self._get(self._jwks_url, etag=self._copy.etag if self._copy else None)
+
+    def _discovered(self) -> str:
+        raise NotImplementedError  # a JWKS URL is known from the start
+
+    def _take(self, fetched: Fetched) -> None:
+        now = self._clock.monotonic()
+        fresh_s = _FRESH_IF_UNSAID_S if fetched.fresh_s is None else fetched.fresh_s
+        fresh_until = now + min(max(fresh_s, _LEAST_FRESH_S), _MOST_FRESH_S)
+        old = self._copy
+        if fetched.body is None or (old is not None and fetched.body == old.body):
+            if old is None:
+                raise FetchFailed("304 for what was never fetched")
+            copy = _Copy(old.keys, old.body, fetched.etag, now, fresh_until)  # the same keys, and so the same epoch
+        else:
+            copy = _Copy(parse_jwks(fetched.body), fetched.body, fetched.etag, now, fresh_until)
+            self._say_what_is_odd(copy.keys)
+        self._copy = copy
+        if fetched.date is not None and abs(fetched.date - self._clock.now()) > _CLOCK_OFF_S:
+            self._loud.say(
+                "this clock and that of %s differ by %s s: tokens are refused too soon or too late",
+                self._source,
+                abs(fetched.date - self._clock.now()),
+            )
+        self._keep(copy)
+
+    def _note_success(self) -> None:
+        assert self._copy is not None
+        if self._failures:
+            _log.warning("the keys of %s can be had again", self._source)
+        self._failures = 0
+        self._usable_until = self._copy.fresh_until
+        now = self._clock.monotonic()
+        # Not all verifiers of an issuer at the same moment.
+        early = 1 - _JITTER + 2 * _JITTER * self._jitter()
+        self._due_at = now + (self._copy.fresh_until - now) * _REFRESH_AT * early
+
+    def _note_failure(self, problem: Exception) -> None:
+        now = self._clock.monotonic()
+        self._failures += 1
+        again_s = _AGAIN_AFTER_S[self._failures - 1] if self._failures <= len(_AGAIN_AFTER_S) else self._cool_down_s
+        self._due_at = now + min(again_s, self._cool_down_s)
+        if self._copy is None:
+            self._loud.say("the keys of %s cannot be had: %s", self._source, problem, level=logging.ERROR)
+            return
+        self._usable_until = self._copy.fresh_until + self._max_stale_s
+        if now >= self._usable_until:
+            message = "the keys of %s cannot be had, and those at hand are %s s old, too old to be relied upon: %s"
+            self._loud.say(message, self._source, round(now - self._copy.fetched_at), problem, level=logging.ERROR)
+        else:
+            message = "the keys of %s cannot be had; those at hand are %s s old and serve for %s s more: %s"
+            age_s, left_s = round(now - self._copy.fetched_at), round(self._usable_until - now)
+            self._loud.say(message, self._source, age_s, left_s, problem)
+
+    def _say_what_is_odd(self, keys: JwkSet) -> None:
+        for why in sorted(set(keys.passed_over)):
+            self._loud.say(f"a key of %s is passed over: {why}", self._source)
+
+    # ---- the copy on disk ----
+
+    def _keep(self, copy: _Copy) -> None:
+        if self._kept_in is None:
+            return
+        document = {
+            "format": _COPY_FORMAT,
+            "source": self._source,
+            "fetched_at": self._clock.now(),
+            "fresh_s": round(copy.fresh_until - copy.fetched_at),
+            "jwks": copy.body.decode("utf-8"),
+        }
+        try:
+            durable.replace(self._kept_in.parent, self._kept_in.name, json.dumps(document).encode("ascii"))
+        except OSError as error:
+            self._loud.say("the keys of %s cannot be kept in %s: %s", self._source, self._kept_in, error.strerror)
+
+    def _read_copy(self) -> None:
+        """What an earlier process has kept; stale, it serves only when the host turns out not to answer."""
+        if self._kept_in is None:
+            return
+        try:
+            with self._kept_in.open("rb") as file:
+                document = parse_json_object(file.read(2 * MAX_JWKS_BYTES))
+            if (document["format"], document["source"]) != (_COPY_FORMAT, self._source):
+                raise ValueError("of another issuer, or another version")
+            age_s = self._clock.now() - document["fetched_at"]
+            if age_s < -_CLOCK_OFF_S:
+                raise ValueError("from the future")
+            body = document["jwks"].encode("utf-8")
+            fetched_at = self._clock.monotonic() - max(age_s, 0)
+            self._copy = _Copy(parse_jwks(body), body, None, fetched_at, fetched_at + document["fresh_s"])
+            self._usable_until = self._copy.fresh_until
+        except FileNotFoundError:
+            pass
+        except (OSError, NotCanonical, BadJwk, KeyError, ValueError, TypeError, AttributeError) as error:
+            self._loud.say("the keys kept in %s cannot be used (%s)", self._kept_in, type(error).__name__)
+
+
+class IssuerKeys(RemoteKeys):
+    """The keys of an issuer, from the JWKS that its metadata names (OpenID Connect Discovery 1.0, 4; RFC 8414, 3)."""
+
+    def __init__(self, issuer: str, **options: Any) -> None:
+        """`options`: those of RemoteKeys. Raises: ValueError for an issuer with a query, or with a slash at its end."""
+        parts = checked_url(issuer)
+        if parts.query or issuer.endswith("/"):
+            raise ValueError("an issuer is a URL without query, and without a slash at its end")
+        self._is_loopback = is_loopback(str(parts.hostname))
+        super().__init__(issuer, **options)
+        self._jwks_url = None
+
+    def _fetched(self) -> Fetched:
+        try:
+            return super()._fetched()
+        except FetchFailed:
+            self._jwks_url = None  # it may have moved
+            raise
+
+    def _discovered(self) -> str:
+        body = self._get(self._source + _DISCOVERY).body
+        try:
+            metadata = parse_json_object(body or b"")
+        except NotCanonical:
+            raise FetchFailed("its metadata is no JSON object") from None
+        if metadata.get("issuer") != self._source:
+            # RFC 8414, 3.3: else one issuer could speak for another.
+            raise FetchFailed("its metadata is of another issuer")
+        url = metadata.get("jwks_uri")
+        try:
+            parts = checked_url(url) if isinstance(url, str) else None
+        except ValueError:
+            parts = None
+        if parts is None or (parts.scheme == "http" and not self._is_loopback):
+            raise FetchFailed("its metadata names no https URL for its keys")
+        return str(url)
+
+
+_SURVIVORS: Final[weakref.WeakSet[RemoteKeys]] = weakref.WeakSet()
+
+
+@functools.cache
+def _watch_forks() -> None:
+    os.register_at_fork(after_in_child=_begin_all_anew)
+
+
+def _begin_all_anew() -> None:
+    for keys in list(_SURVIVORS):
+        keys._begin_anew()
+
+
+def _start_daemon(run: Callable[[], None]) -> None:
+    threading.Thread(target=run, name="authsvc-jwks", daemon=True).start()
