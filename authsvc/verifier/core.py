@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from concurrent.futures import TimeoutError as NotInTime
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from authsvc.claims import Claims, Policy
 from authsvc.clock import Clock, SystemClock
@@ -91,6 +91,18 @@ class Verifier:
         except (KeysUnavailable, TimeoutError) as error:
             return self._open_after(token, asked, error)
         return self._open_after(token, asked)
+
+    def close(self) -> None:
+        """End the thread that keeps remote keys fresh, if there is one."""
+        close = getattr(self._keys, "close", None)
+        if close is not None:
+            close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _open(self, token: str) -> Claims:
         now = self._clock.now()

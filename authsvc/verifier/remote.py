@@ -49,11 +49,14 @@ _COPY_FORMAT: Final = "authsvc-jwks-copy/1"
 _log = logging.getLogger("authsvc.verifier")
 
 
-class Get(Protocol):
-    """`Fetcher.get`, or what a test plays for it."""
+class Fetching(Protocol):
+    """A Fetcher, or what a test plays for one."""
 
-    def __call__(self, url: str, *, etag: str | None = None) -> Fetched:
+    def get(self, url: str, *, etag: str | None = None) -> Fetched:
         """Raises: FetchFailed."""
+
+    def close(self) -> None:
+        """Let go of the connection; `get` opens another one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,7 @@ class RemoteKeys:
         kept_in: str | os.PathLike[str] | None = None,
         clock: Clock | None = None,
         jitter: Callable[[], float] = random.random,
-        new_get: Callable[[], Get] | None = None,
+        new_fetcher: Callable[[], Fetching] | None = None,
         start_thread: Callable[[Callable[[], None]], None] | None = None,
     ) -> None:
         """`timeout_s` is over a whole fetch. Raises: ValueError for a URL that is neither https nor http to loopback.
@@ -95,26 +98,29 @@ class RemoteKeys:
         The last three are for tests: 0 to 1, what fetches, made anew after a fork, and what runs the thread.
         """
         checked_url(url)
-        self._jwks_url: str | None = url
+        self._url = url
         self._source = url.partition("?")[0]
         self._cool_down_s = cool_down_s
         self._max_stale_s = max_stale_s
         self._kept_in = Path(kept_in) if kept_in is not None else None
         self._clock = clock or SystemClock()
-        self._new_get = new_get or (lambda: Fetcher(timeout_s=timeout_s).get)
+        self._new_fetcher = new_fetcher or (lambda: Fetcher(timeout_s=timeout_s))
         self._start_thread = start_thread or _start_daemon
         self._jitter = jitter
         self._loud = Loud(self._clock)
         self._copy: _Copy | None = None
         self._usable_until = float("-inf")
         self._failures = 0
+        self._fetcher: Fetching | None = None
         self._begin_anew()
         _SURVIVORS.add(self)
         _watch_forks()
 
     def _begin_anew(self) -> None:
         """Everything that a thread, a lock or a connection of the parent process has to do with."""
-        self._get = self._new_get()
+        if self._fetcher is not None:
+            self._fetcher.close()  # our copy of the descriptor; the parent goes on with its own
+        self._fetcher = self._new_fetcher()
         self._changed = threading.Condition()
         self._is_started = self._is_closed = False
         self._under_way: Future[None] | None = None
@@ -163,6 +169,8 @@ class RemoteKeys:
         with self._changed:
             self._is_started = self._is_closed = True
             self._changed.notify_all()
+            if self._under_way is None and self._fetcher is not None:
+                self._fetcher.close()
 
     # ---- the thread that fetches ----
 
@@ -196,7 +204,8 @@ class RemoteKeys:
             self._wanted = None
         problem: Exception | None = None
         try:
-            self._take(self._fetched())
+            assert self._fetcher is not None
+            self._take(self._fetched(self._fetcher))
         except (FetchFailed, BadJwk, ValueError) as error:
             problem = error
         except Exception as error:  # noqa: BLE001 - a thread that has died would leave the verifier with old keys
@@ -209,19 +218,16 @@ class RemoteKeys:
                 self._note_failure(problem)
             retry_after_s = max(math.ceil(self._due_at - self._clock.monotonic()), 1)
             self._under_way = None
+            if self._is_closed and self._fetcher is not None:
+                self._fetcher.close()
         if problem is None:
             under_way.set_result(None)
         else:
             why = f"the keys of {self._source} cannot be had: {problem}"
             under_way.set_exception(KeysUnavailable(why, retry_after_s=retry_after_s))
 
-    def _fetched(self) -> Fetched:
-        if self._jwks_url is None:
-            self._jwks_url = self._discovered()
-        return self._get(self._jwks_url, etag=self._copy.etag if self._copy else None)
-
-    def _discovered(self) -> str:
-        raise NotImplementedError  # a JWKS URL is known from the start
+    def _fetched(self, fetcher: Fetching) -> Fetched:
+        return fetcher.get(self._url, etag=self._copy.etag if self._copy else None)
 
     def _take(self, fetched: Fetched) -> None:
         now = self._clock.monotonic()
@@ -324,18 +330,19 @@ class IssuerKeys(RemoteKeys):
         if parts.query or issuer.endswith("/"):
             raise ValueError("an issuer is a URL without query, and without a slash at its end")
         self._is_loopback = is_loopback(str(parts.hostname))
+        self._is_discovered = False
         super().__init__(issuer, **options)
-        self._jwks_url = None
 
-    def _fetched(self) -> Fetched:
-        try:
-            return super()._fetched()
-        except FetchFailed:
-            self._jwks_url = None  # it may have moved
-            raise
+    def _fetched(self, fetcher: Fetching) -> Fetched:
+        if not self._is_discovered:
+            self._url = self._discovered(fetcher)
+        self._is_discovered = False  # after a failure: they may have moved
+        fetched = super()._fetched(fetcher)
+        self._is_discovered = True
+        return fetched
 
-    def _discovered(self) -> str:
-        body = self._get(self._source + _DISCOVERY).body
+    def _discovered(self, fetcher: Fetching) -> str:
+        body = fetcher.get(self._source + _DISCOVERY).body
         try:
             metadata = parse_json_object(body or b"")
         except NotCanonical:

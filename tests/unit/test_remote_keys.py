@@ -15,7 +15,6 @@ from authsvc import IssuerKeys, KeysUnavailable, RemoteKeys, Verifier
 from authsvc.errors import TokenInvalid
 from authsvc.tokens import sign_token
 from authsvc.verifier.fetch import Fetched, FetchFailed
-from authsvc.verifier.remote import Get
 from authsvc.verifier.sources import Asked
 from tests.support.clock import NOW, FakeClock
 from tests.support.keys import CLAIMS, ISSUER, POLICY, keyring
@@ -40,6 +39,7 @@ class Host:
         self.problem: Exception | None = None
         self.meanwhile: Callable[[], object] = lambda: None
         self.asked: list[tuple[str, str | None]] = []
+        self.closed = 0
 
     def get(self, url: str, *, etag: str | None = None) -> Fetched:
         self.asked.append((url, etag))
@@ -47,6 +47,9 @@ class Host:
         if self.problem is not None:
             raise self.problem
         return Fetched(self.body, self.etag, self.fresh_s, self.date)
+
+    def close(self) -> None:
+        self.closed += 1
 
 
 @pytest.fixture
@@ -69,7 +72,7 @@ class Source:
             ISSUER if of is IssuerKeys else URL,
             clock=clock,
             jitter=lambda: 0.5,
-            new_get=lambda: host.get,
+            new_fetcher=lambda: host,
             start_thread=self.threads.append,
             **options,
         )
@@ -377,7 +380,7 @@ def test_a_query_in_the_url_stands_in_no_log_and_no_error(
     host: Host, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     host.problem = FetchFailed("down")
-    keys = RemoteKeys(f"{URL}?key=MARKER", clock=clock, new_get=lambda: host.get, start_thread=lambda _: None)
+    keys = RemoteKeys(f"{URL}?key=MARKER", clock=clock, new_fetcher=lambda: host, start_thread=lambda _: None)
     asked = keys.ask()
     keys.fetch()
     assert host.asked[0][0].endswith("MARKER")
@@ -528,6 +531,7 @@ def test_a_copy_that_cannot_be_written_is_said_aloud_and_stops_nothing(
 def test_what_is_closed_fetches_no_more_and_says_so(source: Source, host: Host) -> None:
     source.started()
     source.keys.close()
+    assert host.closed == 1
     assert source.knows()
     with pytest.raises(KeysUnavailable, match="closed"):
         source.keys.ask()
@@ -537,14 +541,14 @@ def test_what_is_closed_fetches_no_more_and_says_so(source: Source, host: Host) 
 def test_the_child_of_a_fork_keeps_the_keys_and_has_a_thread_and_connections_of_its_own(
     host: Host, clock: FakeClock
 ) -> None:
-    made: list[Get] = []
+    made: list[Host] = []
 
-    def new_get() -> Get:
-        made.append(host.get)
-        return host.get
+    def new_fetcher() -> Host:
+        made.append(host)
+        return host
 
     threads: list[Callable[[], None]] = []
-    keys = RemoteKeys(URL, clock=clock, new_get=new_get, start_thread=threads.append)
+    keys = RemoteKeys(URL, clock=clock, new_fetcher=new_fetcher, start_thread=threads.append)
     keys.find(KID, now=NOW)
     keys.fetch()
     with keys._changed:  # as a thread of the parent may hold it in the moment of the fork

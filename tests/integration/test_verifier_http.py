@@ -1,0 +1,395 @@
+"""The verifier against an issuer over real HTTP, well-behaved and not; threads, asyncio and forks for real."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import ipaddress
+import itertools
+import socket
+import ssl
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+
+from authsvc import IssuerKeys, KeysUnavailable, RemoteKeys, TokenError, Verifier
+from authsvc.encoding import base64url_decode, base64url_encode, canonical_json, parse_json_object
+from authsvc.verifier.fetch import Fetcher, FetchFailed
+from authsvc.verifier.sources import MAX_JWKS_BYTES
+from tests.support.clock import NOW
+from tests.support.crash import in_child
+from tests.support.issuer import JWKS_PATH, METADATA_PATH, Issuer, issuer_over_http, send
+from tests.support.keys import AUDIENCE, CLAIMS, keyring
+
+TIMEOUT_S = 0.5
+NEXT = keyring(made_at=NOW - 1)
+
+
+_OPEN = contextlib.ExitStack()
+
+
+@pytest.fixture
+def issuer() -> Iterator[Issuer]:
+    with issuer_over_http() as issuer, _OPEN:
+        yield issuer
+
+
+def _verifier(issuer: Issuer, **options: object) -> Verifier:
+    keys = IssuerKeys(issuer.url, timeout_s=TIMEOUT_S, **options)
+    return _OPEN.enter_context(Verifier(keys, issuer.policy))
+
+
+def _keys(issuer: Issuer) -> RemoteKeys:
+    """Keys that are fetched when the test says so."""
+    keys = RemoteKeys(issuer.url + JWKS_PATH, timeout_s=TIMEOUT_S, start_thread=lambda _: None)
+    _OPEN.callback(keys.close)
+    return keys
+
+
+def _fetcher(timeout_s: float = TIMEOUT_S, tls: ssl.SSLContext | None = None) -> Fetcher:
+    fetcher = Fetcher(timeout_s=timeout_s, tls=tls)
+    _OPEN.callback(fetcher.close)
+    return fetcher
+
+
+def _outcome(verify: Callable[[], object]) -> str:
+    try:
+        verify()
+    except (TokenError, KeysUnavailable) as error:
+        return error.code
+    return "ok"
+
+
+def _outcome_of(verifier: Verifier, token: str) -> str:
+    return _outcome(lambda: verifier.verify(token))
+
+
+_NUMBERS = itertools.count()
+
+
+# ---- a good issuer ------------------------------------------------------------------------------
+
+
+def test_one_line_and_the_issuers_url_are_enough(issuer: Issuer) -> None:
+    verifier = _OPEN.enter_context(Verifier(issuer.url, audience=AUDIENCE))
+    claims = verifier.verify(issuer.token())
+    assert (claims.openid, claims.appid) == (CLAIMS.openid, CLAIMS.appid)
+    assert [path for path, _ in issuer.seen] == [METADATA_PATH, JWKS_PATH]
+    with pytest.raises(TokenError):
+        verifier.verify(issuer.token()[:-4] + "AAAA")
+
+
+def test_its_connection_is_kept_and_its_etag_is_sent(issuer: Issuer) -> None:
+    keys = _keys(issuer)
+    kid = issuer.ring.signing_key(now=NOW).kid
+    for _ in range(3):
+        keys.fetch()
+    assert keys.find(kid, now=NOW) is not None
+    assert issuer.connections == 1
+    assert ["If-None-Match" in headers for _, headers in issuer.seen] == [False, True, True]
+    issuer.ring = NEXT
+    keys.fetch()
+    assert keys.find(kid, now=NOW) is None
+    assert issuer.connections == 1
+
+
+def test_a_kept_connection_that_the_host_has_closed_is_opened_anew(issuer: Issuer) -> None:
+    def once(handler: BaseHTTPRequestHandler) -> None:
+        send(handler, 200, issuer.jwks)
+        handler.close_connection = True  # without a word
+
+    issuer.answer = once
+    fetcher = _fetcher()
+    for _ in range(3):
+        assert fetcher.get(issuer.url + JWKS_PATH).body == issuer.jwks
+        time.sleep(0.05)
+    assert issuer.connections == 3
+
+
+def test_keys_are_fetched_in_the_background_before_they_are_stale(
+    issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("authsvc.verifier.remote._LEAST_FRESH_S", 1)
+    issuer.max_age_s = 1
+    verifier = _verifier(issuer)
+    ends_at = time.monotonic() + 4
+    while time.monotonic() < ends_at:
+        verifier.verify(issuer.token())
+        time.sleep(0.01)
+    assert issuer.fetches >= 4
+    issuer.answer = lambda _: time.sleep(0.4)  # and a slow host is not waited for either
+    for _ in range(100):
+        assert _outcome(lambda: verifier.verify(issuer.token())) == "ok"
+        time.sleep(0.01)
+
+
+def test_a_rotation_is_followed_when_the_first_token_under_the_new_key_comes(issuer: Issuer) -> None:
+    verifier = _verifier(issuer)
+    old = issuer.token()
+    verifier.verify(old)
+    issuer.ring = NEXT
+    assert verifier.verify(issuer.token()).openid == CLAIMS.openid
+    assert _outcome(lambda: verifier.verify(old)) == "keys_unavailable"  # its key is gone, and the budget is spent
+
+
+# ---- over TLS -----------------------------------------------------------------------------------
+
+
+def _certificate(folder: Path, *, host: str) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """Contexts of a server that has a certificate for `host`, and of a client that trusts it."""
+    key = generate_private_key(SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
+    today = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(today - datetime.timedelta(days=1))
+        .not_valid_after(today + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(host))]), critical=False)
+        .sign(key, SHA256())
+    )
+    chain, private = folder / "chain.pem", folder / "private.pem"
+    chain.write_bytes(certificate.public_bytes(Encoding.PEM))
+    private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(chain, private)
+    return server, ssl.create_default_context(cafile=str(chain))
+
+
+def test_over_tls_the_host_has_to_prove_who_it_is(tmp_path: Path) -> None:
+    server, client = _certificate(tmp_path, host="127.0.0.1")
+    with issuer_over_http(tls=server) as issuer:
+        trusting = _fetcher(5, client)
+        for _ in range(2):
+            assert trusting.get(issuer.url + JWKS_PATH).body == issuer.jwks
+        assert issuer.connections == 1
+        with pytest.raises(FetchFailed, match="certificate"):
+            _fetcher(5).get(issuer.url + JWKS_PATH)
+        with pytest.raises(FetchFailed, match="certificate"):
+            trusting.get(issuer.url.replace("127.0.0.1", "localhost") + JWKS_PATH)
+
+
+# ---- a bad one ----------------------------------------------------------------------------------
+
+
+def _drip(handler: BaseHTTPRequestHandler, start: bytes) -> None:
+    handler.wfile.write(start)
+    for _ in range(200):
+        handler.wfile.write(b"x")
+        handler.wfile.flush()
+        time.sleep(0.05)
+
+
+def _raw(handler: BaseHTTPRequestHandler, answer: bytes) -> None:
+    handler.wfile.write(answer)
+    handler.close_connection = True
+
+
+def _flood(handler: BaseHTTPRequestHandler) -> None:
+    while True:
+        handler.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
+MISBEHAVIOUR: dict[str, Callable[[BaseHTTPRequestHandler], None]] = {
+    "500": lambda h: send(h, 500, b"oops"),
+    "404": lambda h: send(h, 404, b"{}"),
+    "HTML": lambda h: send(h, 200, b"<html>hello</html>", {"Content-Type": "text/html"}),
+    "an empty set": lambda h: send(h, 200, b'{"keys": []}'),
+    "an empty body": lambda h: send(h, 200, b""),
+    "204": lambda h: send(h, 204, b""),
+    "huge": lambda h: send(h, 200, b'{"keys": [' + b" " * (MAX_JWKS_BYTES * 4) + b"]}"),
+    "a redirect": lambda h: send(h, 302, b"", {"Location": JWKS_PATH + "?elsewhere"}),
+    "a redirect for good": lambda h: send(h, 308, b"", {"Location": "/other"}),
+    "silence": lambda h: time.sleep(TIMEOUT_S * 6),
+    "dripping headers": lambda h: _drip(h, b"HTTP/1.1 200 OK\r\nX-Slow: "),
+    "a dripping body": lambda h: _drip(h, b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"),
+    "a flood of 100": _flood,
+    "cut short": lambda h: _raw(h, b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{"),
+    "no HTTP": lambda h: _raw(h, b"SSH-2.0-OpenSSH_9.2\r\n"),
+    "compressed": lambda h: send(h, 200, b"\x1f\x8b", {"Content-Encoding": "gzip"}),
+    "closed at once": lambda h: h.connection.shutdown(socket.SHUT_RDWR),
+    "a 304 nobody asked for": lambda h: send(h, 304, b""),
+}
+
+
+@pytest.mark.parametrize("what", MISBEHAVIOUR)
+def test_a_misbehaving_issuer_takes_no_good_keys_away(issuer: Issuer, what: str) -> None:
+    keys = _keys(issuer)
+    keys.fetch()
+    verifier = Verifier(keys, issuer.policy)
+    issuer.answer = MISBEHAVIOUR[what]
+    with contextlib.suppress(OSError):
+        asked = keys.ask()
+        keys.fetch()
+    assert isinstance(asked.answer.exception(0) or KeysUnavailable("304", retry_after_s=1), KeysUnavailable)
+    assert _outcome(lambda: verifier.verify(issuer.token())) == "ok"
+
+
+@pytest.mark.parametrize("what", MISBEHAVIOUR)
+def test_without_good_keys_a_misbehaving_issuer_logs_nobody_out_and_keeps_nobody_waiting(
+    issuer: Issuer, what: str
+) -> None:
+    issuer.answer = MISBEHAVIOUR[what]
+    verifier = _verifier(issuer)
+    began = time.monotonic()
+    assert _outcome(lambda: verifier.verify(issuer.token())) == "keys_unavailable"
+    # A fetch ends at its timeout: the contract's deadline is twice that, for the metadata comes first.
+    assert time.monotonic() - began < 3 * 2 * TIMEOUT_S + 2
+    began = time.monotonic()
+    for _ in range(20):
+        assert _outcome(lambda: verifier.verify(issuer.token())) == "keys_unavailable"
+    assert time.monotonic() - began < 3 * 2 * TIMEOUT_S + 2
+    assert _outcome(lambda: verifier.verify(issuer.token(exp=1))) == "invalid"
+
+
+def test_an_issuer_that_is_not_there_logs_nobody_out() -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        issuer = Issuer(url=url)
+        assert _outcome(lambda: _verifier(issuer).verify(issuer.token())) == "keys_unavailable"
+
+
+def test_a_host_that_takes_the_connection_and_no_request_is_left_after_the_timeout() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        url = f"https://127.0.0.1:{listening.getsockname()[1]}"
+        began = time.monotonic()
+        with pytest.raises(FetchFailed, match="in time"):
+            _fetcher().get(url)
+        assert time.monotonic() - began < 3 * TIMEOUT_S + 2
+
+
+def test_when_the_issuer_goes_down_its_last_good_keys_serve_on_and_then_it_comes_back() -> None:
+    with issuer_over_http() as issuer:
+        port = int(issuer.url.rpartition(":")[2])
+        keys = _keys(issuer)
+        verifier = Verifier(keys, issuer.policy)
+        keys.fetch()
+        token = issuer.token()
+    keys.fetch()
+    assert keys._failures == 1
+    assert verifier.verify(token).openid == CLAIMS.openid
+    with issuer_over_http(port=port):
+        keys.fetch()
+        assert keys._failures == 0
+        assert verifier.verify(token).openid == CLAIMS.openid
+
+
+# ---- many at once -------------------------------------------------------------------------------
+
+
+def _unknown(issuer: Issuer, number: int) -> str:
+    """A token under a kid that is nobody's, cheaply: what comes before the signature check is all that is looked at."""
+    header, payload, signature = issuer.token().split(".")
+    members = parse_json_object(base64url_decode(header)) | {"kid": f"{number:043d}"}
+    return ".".join((base64url_encode(canonical_json(members)), payload, signature))
+
+
+@pytest.mark.parametrize("state", ["well", "down"])
+def test_a_thousand_random_kids_from_fifty_threads_cost_no_more_than_the_budget(issuer: Issuer, state: str) -> None:
+    verifier = _verifier(issuer)
+    good = issuer.token()
+    verifier.verify(good)
+    if state == "down":
+        issuer.answer = MISBEHAVIOUR["500"]
+    tokens = [_unknown(issuer, number) for number in range(1_000)]
+    outcomes: Counter[str] = Counter()
+    waits: list[float] = []
+
+    def check(token: str) -> None:
+        outcomes[_outcome(lambda: verifier.verify(token))] += 1
+        began = time.monotonic()
+        assert _outcome(lambda: verifier.verify(good)) == "ok"
+        waits.append(time.monotonic() - began)
+
+    before = issuer.fetches
+    with ThreadPoolExecutor(50) as pool:
+        list(pool.map(check, tokens))
+    assert sum(outcomes.values()) == 1_000
+    assert set(outcomes) <= {"invalid", "keys_unavailable"}
+    # One for the kids; when that failed, the thread tries again after 1, 2 and 5 s by itself.
+    assert issuer.fetches - before <= (1 if state == "well" else 3)
+    assert outcomes["keys_unavailable"] >= 900
+
+
+def test_a_known_key_waits_for_nobody_while_a_fetch_hangs(issuer: Issuer) -> None:
+    verifier = _verifier(issuer)
+    good = issuer.token()
+    verifier.verify(good)
+    issuer.answer = MISBEHAVIOUR["silence"]
+    waiting = threading.Thread(target=lambda: _outcome(lambda: verifier.verify(_unknown(issuer, 1))))
+    waiting.start()
+    time.sleep(0.1)
+    began = time.monotonic()
+    for _ in range(100):
+        verifier.verify(issuer.token())
+    is_hanging = waiting.is_alive()
+    waiting.join()
+    assert is_hanging or time.monotonic() - began > TIMEOUT_S
+
+
+def test_in_asyncio_a_thousand_wait_for_one_fetch_without_a_thread_each(issuer: Issuer) -> None:
+    verifier = _verifier(issuer)
+    tokens = [issuer.token() for _ in range(20)] * 50
+
+    async def everybody() -> int:
+        before = threading.active_count()
+        await asyncio.gather(*(verifier.verify_async(token) for token in tokens))
+        return threading.active_count() - before
+
+    assert asyncio.run(everybody()) <= 5  # of the issuer, and ours
+    assert issuer.fetches == 1
+
+
+# ---- fork ---------------------------------------------------------------------------------------
+
+
+def test_the_children_of_a_fork_verify_with_the_keys_at_hand_and_fetch_their_own_afterwards(issuer: Issuer) -> None:
+    verifier = _verifier(issuer)
+    verifier.verify(issuer.token())
+    under_next = issuer.token(ring=NEXT)
+    token = issuer.token()
+    for _ in range(3):
+        assert in_child(partial(_outcome_of, verifier, token)) == "ok"
+    issuer.ring = NEXT
+    assert in_child(partial(_outcome_of, verifier, under_next)) == "ok"
+
+
+def test_a_fork_in_the_middle_of_everything_leaves_no_child_hanging(issuer: Issuer) -> None:
+    verifier = _verifier(issuer, cool_down_s=0.01)
+    verifier.verify(issuer.token())
+    stop = threading.Event()
+
+    def busy() -> None:
+        while not stop.is_set():
+            _outcome(lambda: verifier.verify(_unknown(issuer, next(_NUMBERS))))
+            _outcome(lambda: verifier.verify(issuer.token()))
+
+    threads = [threading.Thread(target=busy) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        for number in range(20):
+            assert in_child(partial(_outcome_of, verifier, issuer.token())) == "ok"
+            found = in_child(partial(_outcome_of, verifier, _unknown(issuer, number)))
+            assert found in ("invalid", "keys_unavailable")
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
