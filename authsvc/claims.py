@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any, Final
 
 from authsvc.encoding import NotCanonical, canonical_json, parse_json_object
@@ -95,21 +96,25 @@ def claims_of(payload: dict[str, Any]) -> Claims:
 
     Raises: TokenInvalid for a claim that is missing or not of its exact type, or a `sub` that is not the `openid`.
     """
-    openid = _text(payload, "openid")
-    if not OPENID.fullmatch(openid) or _text(payload, "sub") != openid:
+    try:
+        sub, *texts = _TEXTS(payload)
+        times = _TIMES(payload)
+    except KeyError as error:
+        raise TokenInvalid(f"{error.args[0]} is missing") from None
+    unionid = payload.get("unionid", "-")
+    for text in (sub, unionid, *texts):
+        if type(text) is not str or not text:
+            raise TokenInvalid("a claim is not a text")
+    for seconds in times:
+        # bool is an int to isinstance; `"exp": true` must not pass as second 1. A float is no NumericDate of ours.
+        if type(seconds) is not int or not 0 <= seconds <= _LAST_SECOND:
+            raise TokenInvalid("a claim is not a time in whole seconds")
+    issued_at, expires_at, auth_time = times
+    issuer, audience, openid, appid, jti, sid = texts
+    if sub != openid or not OPENID.fullmatch(openid):
         raise TokenInvalid("sub and openid are one openid")
-    return Claims(
-        issuer=_text(payload, "iss"),
-        audience=_text(payload, "aud"),
-        openid=openid,
-        appid=_text(payload, "client_id"),
-        issued_at=_seconds(payload, "iat"),
-        expires_at=_seconds(payload, "exp"),
-        auth_time=_seconds(payload, "auth_time"),
-        jti=_text(payload, "jti"),
-        sid=_text(payload, "sid"),
-        unionid=_text(payload, "unionid") if "unionid" in payload else None,
-    )
+    # By place, as the class has them: by name would cost 1 % of a verification.
+    return Claims(issuer, audience, openid, appid, issued_at, expires_at, auth_time, jti, sid, payload.get("unionid"))
 
 
 def payload_of(claims: Claims) -> bytes:
@@ -161,16 +166,5 @@ def _object(data: bytes) -> dict[str, Any]:
         raise TokenMalformed(str(error)) from None
 
 
-def _text(payload: dict[str, Any], name: str) -> str:
-    value = payload.get(name)
-    if type(value) is not str or not value:
-        raise TokenInvalid(f"{name} is not a text")
-    return value
-
-
-def _seconds(payload: dict[str, Any], name: str) -> int:
-    value = payload.get(name)
-    # bool is an int to isinstance; `"exp": true` must not pass as second 1. A float is no NumericDate of ours.
-    if type(value) is not int or not 0 <= value <= _LAST_SECOND:
-        raise TokenInvalid(f"{name} is not a time in whole seconds")
-    return value
+_TEXTS: Final = itemgetter("sub", "iss", "aud", "openid", "client_id", "jti", "sid")
+_TIMES: Final = itemgetter("iat", "exp", "auth_time")

@@ -8,10 +8,13 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final, Protocol, Self
 
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, SECP256R1, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
@@ -24,7 +27,11 @@ MAX_TOKEN_CHARS: Final = 8192
 """A longer token is not looked at: no proxy would carry it, and every check costs time in its length."""
 
 _KID: Final = re.compile(r"[A-Za-z0-9_-]{43}")  # RFC 7638
-_COMPACT: Final = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
+
+_P256_BYTES: Final = 32
+_SHA256: Final = SHA256()
+_ECDSA_SHA256: Final = ECDSA(_SHA256)
+_PKCS1: Final = PKCS1v15()
 
 # PyJWT's algorithm objects, each pinned to its hash and curve; the key chooses among them, never the token.
 _ALGORITHMS: Final[Mapping[str, Any]] = {
@@ -146,10 +153,9 @@ def open_token(token: str, keys: VerificationKeys, policy: Policy, *, now: int) 
         raise TokenMalformed("not a text")
     if not token:
         raise TokenMissing("no token")
-    if len(token) > MAX_TOKEN_CHARS or not _COMPACT.fullmatch(token):
+    if len(token) > MAX_TOKEN_CHARS or not token.isascii() or token.count(".") != 2:
         raise TokenMalformed("not a compact JWS of at most 8 KiB")
-    signing_input, _, signature_part = token.rpartition(".")
-    header_part, _, payload_part = signing_input.partition(".")
+    header_part, payload_part, signature_part = token.encode("ascii").split(b".")
     try:
         signature = base64url_decode(signature_part)
         unverified_header = _unverified_header(header_part)
@@ -163,23 +169,45 @@ def open_token(token: str, keys: VerificationKeys, policy: Policy, *, now: int) 
     # RFC 8725, 3.1: the algorithm belongs to the key; the header may only agree.
     if unverified_header.alg != key.alg or key.alg not in policy.algorithms:
         raise TokenInvalid("alg is not the key's own, or not one of the policy's")
-    if not _ALGORITHMS[key.alg].verify(signing_input.encode("ascii"), key.key, signature):
+    if not verifies(key, header_part + b"." + payload_part, signature):
         raise TokenInvalid("the signature is not good")
     if key.revoked:
         raise TokenRevoked("the key of this token was revoked")
     return _accepted(unverified_header, unverified_payload, policy, now=now)
 
 
+def verifies(key: VerificationKey, data: bytes, signature: bytes) -> bool:
+    """Whether the signature is the key's, by the key's own algorithm (RFC 7518, 3; RFC 8037, 3.1).
+
+    By way of cryptography itself: PyJWT's objects cost 5 % of a verification more, which is all that is done here.
+    """
+    public: Any = key.key  # of the type that goes with the algorithm: parse_public_jwk sees to it
+    try:
+        if key.alg == "ES256":
+            # RFC 7518, 3.4: r and s at full width; anything else has more than one spelling.
+            if len(signature) != 2 * _P256_BYTES:
+                return False
+            r, s = int.from_bytes(signature[:_P256_BYTES]), int.from_bytes(signature[_P256_BYTES:])
+            public.verify(encode_dss_signature(r, s), data, _ECDSA_SHA256)
+        elif key.alg == "EdDSA":
+            public.verify(signature, data)
+        else:
+            public.verify(signature, data, _PKCS1, _SHA256)
+    except InvalidSignature:
+        return False
+    return True
+
+
 def proves(key: SigningKey, published: VerificationKey) -> bool:
     """Whether what `key` signs verifies under `published`."""
     probe = b"authsvc: the halves of this key fit"  # no ".": it can never be the signing input of a token
     signature = _ALGORITHMS[key.alg].sign(probe, key.key)
-    return key.alg == published.alg and bool(_ALGORITHMS[key.alg].verify(probe, published.key, signature))
+    return key.alg == published.alg and verifies(published, probe, signature)
 
 
 # All tokens under one key have one header, to the byte.
 @lru_cache(maxsize=64)
-def _unverified_header(part: str) -> Header:
+def _unverified_header(part: bytes) -> Header:
     return parse_header(base64url_decode(part))
 
 
