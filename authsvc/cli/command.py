@@ -8,6 +8,7 @@ import click
 
 from authsvc.cli.keys import keys
 from authsvc.cli.serve import config, demo, serve
+from authsvc.cli.verify import verify
 
 __all__ = ["command"]
 
@@ -18,5 +19,5 @@ def command() -> None:
     """Login for WeChat mini-programs: a code in, a signed token out."""
 
 
-for subcommand in (serve, config, demo, keys):
+for subcommand in (serve, config, demo, keys, verify):
     command.add_command(subcommand)

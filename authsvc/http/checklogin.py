@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 from flask import Blueprint, request
 
 from authsvc.errors import TokenError, TokenMalformed, TokenMissing
 from authsvc.http.context import note
 from authsvc.http.services import services
-
-_SCHEME: Final = "bearer"
+from authsvc.verifier.bearer import credentials, is_bearer
 
 blueprint = Blueprint("checklogin", __name__)
 
@@ -35,21 +34,11 @@ def presented_token(parameters: list[str], authorizations: list[str]) -> str:
     """
     # A server may hand two headers over as one, with a comma between them (RFC 9110, 5.3); no token has a comma in it.
     headers = [part for value in authorizations for part in value.split(",")]
-    if len(parameters) > 1 or (len(headers) > 1 and any(map(_is_bearer, headers))):
+    if len(parameters) > 1 or (len(headers) > 1 and any(map(is_bearer, headers))):
         raise TokenMalformed("more than one token")
-    tokens = {token for token in (*parameters, *map(_bearer_token, authorizations)) if token}
+    tokens = {token for token in (*parameters, *map(credentials, authorizations)) if token}
     if not tokens:
         raise TokenMissing("no token")
     if len(tokens) > 1:
         raise TokenMalformed("the query and the header differ")
     return tokens.pop()
-
-
-def _is_bearer(authorization: str) -> bool:
-    return authorization.strip(" ").partition(" ")[0].lower() == _SCHEME
-
-
-def _bearer_token(authorization: str) -> str:
-    _scheme, _, credentials = authorization.strip(" ").partition(" ")
-    # Another scheme (Basic, for a proxy before us) is no token, and no mistake either.
-    return credentials.strip(" ") if _is_bearer(authorization) else ""

@@ -15,7 +15,7 @@ LAYERS: list[set[str]] = [
     {"errors", "clock", "encoding", "durable", "deadline"},
     {"claims", "jwk", "keyset", "manifest", "rotation", "keyreport"},
     {"tokens", "sealing", "keyring", "keyparts", "keyfiles"},
-    {"verifier", "wechat", "store", "sandbox", "telemetry", "keeper", "keyexport", "drill"},
+    {"verifier", "testing", "wechat", "store", "sandbox", "telemetry", "keeper", "keyexport", "drill"},
     {"login"},
     {"http"},
     {"settings", "wiring", "cli", "demo", "__main__"},
@@ -23,7 +23,14 @@ LAYERS: list[set[str]] = [
 STRANGERS = {"verifier", "wechat", "store"}
 
 # The side that `pip install authsvc` brings: these use nothing but PyJWT and cryptography.
-BASE = LAYERS[0] | LAYERS[1] | LAYERS[2] | {"verifier", "__init__"}
+BASE = LAYERS[0] | LAYERS[1] | LAYERS[2] | {"verifier", "testing", "__init__"}
+
+# Adapters import the framework that they are for.
+ADAPTERS = {
+    "verifier.flask": {"flask", "werkzeug"},
+    "verifier.django": {"django"},
+    "testing.fixtures": {"pytest"},
+}
 
 
 def _modules() -> dict[str, Path]:
@@ -94,7 +101,12 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
 @pytest.mark.parametrize("name", [name for name in MODULES if _unit(name) in BASE])
 def test_the_verifying_side_uses_pyjwt_and_cryptography_alone(name: str) -> None:
     foreign = {i.split(".")[0] for i in _imports(MODULES[name])} - set(sys.stdlib_module_names) - {"authsvc"}
-    assert foreign <= {"jwt", "cryptography"}
+    assert foreign <= {"jwt", "cryptography"} | ADAPTERS.get(name, set())
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name not in ADAPTERS])
+def test_an_adapter_is_imported_by_who_uses_its_framework_alone(name: str) -> None:
+    assert _own_imports(name) & ADAPTERS.keys() == set()
 
 
 def test_the_base_install_names_two_libraries() -> None:
