@@ -54,7 +54,7 @@ keys-passphrase: .venv/.server ## write the private parts anew under another pas
 config: .venv/.server ## print the settings in force, secrets masked
 	@$(BIN)/authsvc config --or-sandbox
 
-test: .venv/.test ## set up and run every test
+test: .venv/.test .venv/.peers ## set up and run every test
 	@$(BIN)/python -m pytest
 
 soak: .venv/.test ## run the full sweeps that `make test` samples (some minutes more)
@@ -89,3 +89,7 @@ clean: ## remove the environment and caches; keys and stores stay
 .venv/.test: .venv/.made pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[server,test]'
 	@touch $@ .venv/.server
+
+.venv/.peers: tests/support/peers.sh tests/integration/node/package-lock.json | .venv/.made
+	@sh tests/support/peers.sh .venv/peers
+	@touch $@

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.base_install import make_base_install, run_in
+
 ROOT = Path(__file__).parents[2]
 
 SECRETS = [
@@ -85,6 +87,26 @@ def test_the_wheel_has_the_code_its_types_and_its_migrations(built: dict[str, li
     assert {"authsvc/__init__.py", "authsvc/py.typed", "authsvc/tokens.py"} <= wheel
     assert any(name.startswith("authsvc/store/migrations/versions/0001") for name in wheel)
     assert not [name for name in wheel if not name.startswith(("authsvc/", "authsvc-"))]
+
+
+DOORS = "import authsvc, authsvc.testing, authsvc.verifier.wsgi, authsvc.verifier.asgi\nauthsvc.Verifier\n"
+
+
+def test_the_verifying_side_works_where_there_is_nothing_but_pyjwt_and_cryptography(tmp_path: Path) -> None:
+    program = f"""{DOORS}
+issuer = authsvc.testing.FakeIssuer()
+with issuer.served() as url, authsvc.Verifier(url, audience="api") as verifier:
+    print(verifier.verify(issuer.token("oAlice")).openid)
+"""
+    done = run_in(make_base_install(tmp_path / "site"), program)
+    assert (done.stdout, done.stderr) == ("oAlice\n", "")
+
+
+def test_importing_the_verifying_side_loads_no_server_and_no_framework() -> None:
+    names = "{'flask', 'werkzeug', 'requests', 'django', 'starlette', 'pytest', 'structlog', 'sqlalchemy', 'click'}"
+    program = f"import sys\n{DOORS}print(sorted({names} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "[]\n"
 
 
 def test_the_top_level_has_nothing_but_what_belongs_there(checkout: Path) -> None:

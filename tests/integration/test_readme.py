@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,6 +46,20 @@ def test_the_verifiers_of_the_readme_accept_a_token_and_refuse_a_changed_one(
         done = run_in(site, f"jwks = {jwks!r}\ntoken = {given!r}\n{program}")
         assert done.stderr == ""
         assert done.stdout.startswith(said)
+
+
+def test_the_flask_app_of_the_readme_passes_the_test_of_the_readme(tmp_path: Path) -> None:
+    ((app,), (test,)) = _blocks("python flask"), _blocks("python test")
+    (tmp_path / "test_app.py").write_text(f"{app}\n\n{test}")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "test_app.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_mini_program_of_the_readme_logs_in_once_and_stays_logged_in(

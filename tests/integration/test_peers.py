@@ -1,0 +1,289 @@
+"""What other teams verify tokens with, as the README shows it, against the running service: one contract for all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import requests
+
+from authsvc import IssuerKeys, Policy, TokenError, Verifier
+from authsvc.claims import Claims
+from authsvc.encoding import base64url_decode, base64url_encode
+from authsvc.keyfiles import KeyFolder
+from authsvc.keyset import Kind, Lifecycle, Purpose
+from authsvc.tokens import sign_token
+from tests.support.service import Running, Service, authsvc, free_port, service
+
+ROOT: Final = Path(__file__).parents[2]
+README: Final = (ROOT / "README.md").read_text("utf-8")
+NODE: Final = Path(__file__).parent / "node"
+PEERS: Final = ROOT / ".venv" / "peers"
+DAY: Final = 86_400
+README_ISSUER: Final = "https://auth.example.com"
+
+
+def _block(language: str) -> str:
+    (block,) = re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+    return str(block)
+
+
+def _missing(what: str) -> None:
+    if os.environ.get("CI"):
+        pytest.fail(f"{what} is missing: tokens were not verified with it")
+    pytest.skip(f"{what.upper()} IS MISSING: tokens were not verified with it")
+
+
+@dataclass
+class Issuer:
+    """The running service, its key folder, and tokens under its own key that say what the test wants."""
+
+    service: Service
+    keys: KeyFolder
+
+    @property
+    def kid(self) -> str:
+        return self.keys.keyset().active(Kind.SIGNING, now=int(time.time())).id
+
+    def token(self, **changes: Any) -> str:
+        now = int(time.time())
+        claims = Claims(
+            issuer=self.service.url,
+            audience="api",
+            openid="oPeer",
+            appid="wx1234567890abcdef",
+            issued_at=now,
+            expires_at=now + 600,
+            auth_time=now,
+            jti="jti",
+            sid="sid",
+        )
+        key = self.keys.load(now=now).signing_key(now=now)
+        return sign_token(replace(claims, **changes), key, typ="at+jwt")
+
+    def command(self, *args: str) -> None:
+        done = authsvc("keys", *args, cwd=self.keys.path.parent)
+        assert done.returncode == 0, done.stderr
+
+    def revoke(self) -> None:
+        self.command("revoke", self.kid, "--yes")
+        time.sleep(1.5)  # until the workers have looked
+
+
+@dataclass
+class Peer:
+    """`accepts` tells whether it takes a token; `refresh` is what is done after a change of keys, or waited for."""
+
+    accepts: Callable[[str], bool]
+    refresh: Callable[[], None] = lambda: None
+
+
+@pytest.fixture
+def issuer(tmp_path: Path, wechat: Running) -> Iterator[Issuer]:
+    keys = KeyFolder(tmp_path / "keys")
+    keys.init(
+        alg="ES256",
+        purpose=Purpose.PRODUCTION,
+        lifecycle=Lifecycle(),
+        now=int(time.time()) - DAY,
+        random_bytes=os.urandom,
+    )
+    port = free_port()
+    with service(tmp_path, wechat_url=wechat.url, port=port, ISSUER=f"http://127.0.0.1:{port}") as it:
+        yield Issuer(it, keys)
+
+
+# ---- the peers ----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _ours(issuer: Issuer, folder: Path) -> Iterator[Peer]:
+    """Without the memory of an HTTP cache between: it asks anew for each unknown kid, and else when the JWKS is old."""
+    keys = IssuerKeys(issuer.service.url)
+    with Verifier(keys, Policy(issuer.service.url, "api")) as verifier:
+
+        def accepts(token: str) -> bool:
+            try:
+                verifier.verify(token)
+            except TokenError:
+                return False
+            return True
+
+        yield Peer(accepts, refresh=keys.fetch)
+
+
+@contextlib.contextmanager
+def _jose(issuer: Issuer, folder: Path) -> Iterator[Peer]:
+    node = shutil.which("node")
+    if node is None or not (NODE / "node_modules" / "jose").is_dir():
+        _missing("Node with jose")
+    # In the folder with the packages, which is where Node looks for them; with caches that a test can wait for.
+    snippet = _block("mjs").replace(README_ISSUER, issuer.service.url)
+    patient = snippet.replace("jwks.json`)", "jwks.json`), { cacheMaxAge: 500, cooldownDuration: 0 }")
+    assert patient.count("cacheMaxAge") == 1
+    module = NODE / f"verify-{os.getpid()}-{free_port()}.mjs"
+    module.write_text(patient)
+    command = [str(node), str(NODE / "verify.mjs"), str(module)]
+    try:
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+
+            def accepts(token: str) -> bool:
+                assert process.stdin is not None
+                assert process.stdout is not None
+                process.stdin.write(token + "\n")
+                process.stdin.flush()
+                return bool(json.loads(process.stdout.readline())["accepted"])
+
+            yield Peer(accepts, refresh=lambda: time.sleep(0.6))
+            assert process.stdin is not None
+            process.stdin.close()
+    finally:
+        module.unlink()
+
+
+_DEFAULTS: Final = "defaults\n    mode http\n    timeout client 5s\n    timeout server 5s\n    timeout connect 5s\n"
+
+
+@contextlib.contextmanager
+def _haproxy(issuer: Issuer, folder: Path) -> Iterator[Peer]:
+    program = shutil.which("haproxy") or str(PEERS / "usr" / "sbin" / "haproxy")
+    if not Path(program).exists():
+        _missing("HAProxy")
+    exported, log = folder / "public", folder / "haproxy.log"
+    backend, front = free_port(), free_port()
+    running: list[subprocess.Popen[str]] = []
+    libraries = {"LD_LIBRARY_PATH": ":".join(str(path.parent) for path in PEERS.glob("usr/lib/*/liblua*"))}
+
+    def start() -> None:
+        issuer.command("export", str(exported))
+        loop = _block("sh haproxy").replace("/etc/haproxy/keys", str(exported))
+        lines = subprocess.run(["sh", "-c", loop], capture_output=True, text=True, check=True).stdout
+        text = _block("haproxy")
+        for shown, here in (
+            (README_ISSUER, issuer.service.url),
+            ("bind :8080", f"bind 127.0.0.1:{front}"),
+            ("    # one line for each key\n", lines),
+            ("127.0.0.1:3001", f"127.0.0.1:{backend}"),
+        ):
+            assert text.count(shown) == 1, shown
+            text = text.replace(shown, here)
+        (folder / "haproxy.cfg").write_text(_DEFAULTS + text)
+        command = [program, "-f", str(folder / "haproxy.cfg"), "-db"]
+        with log.open("w") as output:
+            running.append(subprocess.Popen(command, text=True, env=os.environ | libraries, stderr=output))
+        _until_open(front, running[-1], log)
+
+    def stop() -> None:
+        process = running.pop()
+        process.terminate()
+        process.wait(10)
+
+    def refresh() -> None:
+        stop()
+        start()
+
+    def accepts(token: str) -> bool:
+        reply = requests.get(f"http://127.0.0.1:{front}/", headers={"Authorization": f"Bearer {token}"}, timeout=10)
+        assert reply.status_code in (401, 200), reply.text
+        if reply.status_code == 200:
+            assert reply.text == json.loads(base64url_decode(token.split(".")[1]))["openid"]
+        return reply.status_code == 200
+
+    with _app_behind_a_proxy(backend):
+        start()
+        try:
+            yield Peer(accepts, refresh)
+        finally:
+            stop()
+
+
+@contextlib.contextmanager
+def _app_behind_a_proxy(port: int) -> Iterator[None]:
+    """Says who the proxy says it is."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = (self.headers.get("X-Openid") or "").encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", port), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        yield
+        server.shutdown()
+        thread.join()
+
+
+def _until_open(port: int, process: subprocess.Popen[str], log: Path) -> None:
+    give_up_at = time.monotonic() + 10
+    while time.monotonic() < give_up_at and process.poll() is None:
+        with contextlib.suppress(requests.ConnectionError):
+            requests.get(f"http://127.0.0.1:{port}/", timeout=5)
+            return
+        time.sleep(0.05)
+    raise AssertionError(log.read_text())
+
+
+PEER_KINDS = {"authsvc.Verifier": _ours, "jose (Node)": _jose, "HAProxy": _haproxy}
+
+
+@pytest.fixture(params=PEER_KINDS)
+def peer(request: pytest.FixtureRequest, issuer: Issuer, tmp_path: Path) -> Iterator[Peer]:
+    folder = tmp_path / "peer"
+    folder.mkdir()
+    with PEER_KINDS[request.param](issuer, folder) as it:
+        yield it
+
+
+# ---- the contract -------------------------------------------------------------------------------
+
+
+def test_a_peer_takes_good_tokens_and_no_others_and_follows_rotation_and_revocation(issuer: Issuer, peer: Peer) -> None:
+    good = issuer.service.token()
+    assert peer.accepts(good)
+    header, body, signature = good.split(".")
+    changed = bytearray(base64url_decode(body))
+    changed[len(changed) // 2] ^= 1
+    now = int(time.time())
+    bad = {
+        "a changed byte": f"{header}.{base64url_encode(bytes(changed))}.{signature}",
+        "another signature": f"{header}.{body}.{issuer.token().split('.')[2]}",
+        "expired": issuer.token(issued_at=now - 700, expires_at=now - 100),
+        "another audience": issuer.token(audience="other"),
+        "another issuer": issuer.token(issuer="https://evil.example"),
+        "no token": "undefined",
+    }
+    assert {name: peer.accepts(token) for name, token in bad.items()} == dict.fromkeys(bad, False)
+    assert peer.accepts(issuer.token()), "and it is no accident: ours say all else as the service's do"
+
+    before, old_kid = issuer.token(), issuer.kid
+    issuer.command("rotate")
+    time.sleep(1.5)
+    after = issuer.service.token()
+    assert json.loads(base64url_decode(after.split(".")[0]))["kid"] != old_kid
+    assert peer.accepts(after), "the standby had been published, so nobody had to do anything"
+    assert peer.accepts(before)
+
+    issuer.revoke()
+    peer.refresh()
+    assert not peer.accepts(after)
+    assert peer.accepts(issuer.service.token())
+    assert peer.accepts(before), "of the key before, which was not revoked"

@@ -1,0 +1,36 @@
+#!/bin/sh
+# What other teams verify our tokens with, for the tests: Node packages, and HAProxy and Apache from Debian's packages,
+# unpacked into a folder of ours. Nothing on the system is changed. What cannot be had is said; its tests skip, or fail
+# where CI is set.
+set -u
+cd "$(dirname "$0")/../.."
+peers=$1
+
+if command -v npm >/dev/null; then
+    echo "fetching the Node packages that tests verify with (once)"
+    npm ci --prefix tests/integration/node --no-audit --no-fund --loglevel=error >/dev/null || echo "npm ci failed"
+else
+    echo "npm is missing: nothing is verified with Node's jose"
+fi
+
+if command -v apt-get >/dev/null && command -v dpkg >/dev/null; then
+    echo "fetching HAProxy and Apache, which tests verify with (once)"
+    wanted="haproxy apache2-bin libapache2-mod-auth-openidc"
+    # Without the lists that name them there is nothing to fetch, and only root can get those.
+    apt-cache show $wanted >/dev/null 2>&1 || apt-get update -qq >/dev/null 2>&1 || true
+    names=$(apt-get install -s --no-install-recommends $wanted 2>/dev/null | awk '/^Inst/ {print $2}')
+    work=$(mktemp -d)
+    chmod 755 "$work"
+    if [ -n "$names" ] && (cd "$work" && apt-get download -qq $names >/dev/null 2>&1); then
+        rm -rf "$peers"
+        mkdir -p "$peers"
+        for package in "$work"/*.deb; do
+            dpkg -x "$package" "$peers"
+        done
+    elif [ -n "$names" ]; then
+        echo "the packages could not be fetched"
+    fi
+    rm -rf "$work"
+else
+    echo "apt-get is missing: install haproxy and apache2 with mod_auth_openidc yourself, to have them tested with"
+fi
