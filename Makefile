@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 .DEFAULT_GOAL := help
 .PHONY: help run demo keys keys-status rotate rotate-store rotate-all revoke revoke-all keys-tick keys-prune \
-	keys-export keys-drill keys-passphrase config test soak check lint types format clean
+	keys-export keys-drill keys-passphrase config test soak bench check lint types format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-16s %s\n", $$1, $$2}'
@@ -59,6 +59,9 @@ test: .venv/.test .venv/.peers ## set up and run every test
 
 soak: .venv/.test ## run the full sweeps that `make test` samples (some minutes more)
 	@$(BIN)/python -m pytest -m soak --timeout 3600
+
+bench: .venv/.test .venv/.peers ## what a verification costs, beside its peers, as ratios
+	@$(BIN)/python -m tests.bench.verify
 
 lint: .venv/.test ## ruff: lint and format
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

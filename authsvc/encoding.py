@@ -36,17 +36,34 @@ def base64url_decode(text: str | bytes) -> bytes:
             text = text.encode("ascii")
         except UnicodeEncodeError:
             raise NotCanonical("not base64url") from None
+    if text.translate(None, _BASE64URL):
+        raise NotCanonical("not base64url")
+    return _decoded_base64url(text)
+
+
+def split_base64url(text: str) -> list[bytes]:
+    """The parts of a text of base64url and dots, for `base64url_part`. Raises: NotCanonical for other characters."""
+    try:
+        data = text.encode("ascii")
+    except UnicodeEncodeError:
+        raise NotCanonical("not base64url") from None
+    if data.translate(None, _BASE64URL).strip(b"."):
+        raise NotCanonical("not base64url")
+    return data.split(b".")
+
+
+def base64url_part(part: bytes) -> bytes:
+    """`base64url_decode` of a part that `split_base64url` gave, whose alphabet has been looked at."""
+    return _decoded_base64url(part)
+
+
+def _decoded_base64url(text: bytes) -> bytes:
     over = len(text) % 4
-    if not is_base64url(text) or over == 1:
+    if over == 1 or not text:
         raise NotCanonical("not base64url")
     if text[-1] not in _LAST[over]:
         raise NotCanonical("not canonical base64url")
     return binascii.a2b_base64(text.translate(_TO_STANDARD) + _PADDING[over])
-
-
-def is_base64url(text: bytes) -> bool:
-    """Whether there is something, and nothing but characters of the alphabet of base64url (RFC 4648, 5)."""
-    return bool(text) and not text.translate(None, _BASE64URL)
 
 
 def base64_encode(data: bytes) -> str:

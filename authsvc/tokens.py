@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
 from authsvc.claims import Claims, Header, Policy, check_claims, claims_of, parse_header, parse_payload, payload_of
-from authsvc.encoding import NotCanonical, base64url_decode, base64url_encode, canonical_json
+from authsvc.encoding import NotCanonical, base64url_encode, base64url_part, canonical_json, split_base64url
 from authsvc.errors import TokenError, TokenInvalid, TokenMalformed, TokenMissing, TokenRevoked
 from authsvc.jwk import BadJwk, PrivateKey, PublicKey, parse_public_jwk, public_jwk
 
@@ -153,13 +153,13 @@ def open_token(token: str, keys: VerificationKeys, policy: Policy, *, now: int) 
         raise TokenMalformed("not a text")
     if not token:
         raise TokenMissing("no token")
-    if len(token) > MAX_TOKEN_CHARS or not token.isascii() or token.count(".") != 2:
+    if len(token) > MAX_TOKEN_CHARS or token.count(".") != 2:
         raise TokenMalformed("not a compact JWS of at most 8 KiB")
-    header_part, payload_part, signature_part = token.encode("ascii").split(b".")
     try:
-        signature = base64url_decode(signature_part)
+        header_part, payload_part, signature_part = split_base64url(token)
+        signature = base64url_part(signature_part)
         unverified_header = _unverified_header(header_part)
-        unverified_payload = parse_payload(base64url_decode(payload_part))
+        unverified_payload = parse_payload(base64url_part(payload_part))
     except NotCanonical as error:
         raise TokenMalformed(str(error)) from None
     key = keys.find(unverified_header.kid, now=now)
@@ -208,7 +208,7 @@ def proves(key: SigningKey, published: VerificationKey) -> bool:
 # All tokens under one key have one header, to the byte.
 @lru_cache(maxsize=64)
 def _unverified_header(part: bytes) -> Header:
-    return parse_header(base64url_decode(part))
+    return parse_header(base64url_part(part))
 
 
 def _accepted(header: Header, payload: dict[str, Any], policy: Policy, *, now: int) -> Claims:
