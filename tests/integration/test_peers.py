@@ -7,11 +7,13 @@ import json
 import os
 import re
 import shutil
+import ssl
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +28,7 @@ from authsvc.keyfiles import KeyFolder
 from authsvc.keyset import Kind, Lifecycle, Purpose
 from authsvc.tokens import sign_token
 from tests.support.service import Running, Service, authsvc, free_port, service
+from tests.support.tls import certificate
 
 ROOT: Final = Path(__file__).parents[2]
 README: Final = (ROOT / "README.md").read_text("utf-8")
@@ -194,17 +197,10 @@ def _haproxy(issuer: Issuer, folder: Path) -> Iterator[Peer]:
         stop()
         start()
 
-    def accepts(token: str) -> bool:
-        reply = requests.get(f"http://127.0.0.1:{front}/", headers={"Authorization": f"Bearer {token}"}, timeout=10)
-        assert reply.status_code in (401, 200), reply.text
-        if reply.status_code == 200:
-            assert reply.text == json.loads(base64url_decode(token.split(".")[1]))["openid"]
-        return reply.status_code == 200
-
     with _app_behind_a_proxy(backend):
         start()
         try:
-            yield Peer(accepts, refresh)
+            yield Peer(partial(_gets_through, front), refresh)
         finally:
             stop()
 
@@ -224,12 +220,44 @@ def _app_behind_a_proxy(port: int) -> Iterator[None]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", port), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-        thread.start()
+    with _serving(Handler, port):
         yield
-        server.shutdown()
-        thread.join()
+
+
+@contextlib.contextmanager
+def _tls_before(service_url: str, folder: Path) -> Iterator[str]:
+    """What stands before the service in production. Gives its URL; its certificate is folder/chain.pem."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            reply = requests.get(service_url + self.path, timeout=10)
+            self.send_response(reply.status_code)
+            self.send_header("Content-Type", reply.headers["Content-Type"])
+            self.send_header("Content-Length", str(len(reply.content)))
+            self.end_headers()
+            self.wfile.write(reply.content)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    port = free_port()
+    with _serving(Handler, port, tls=certificate(folder, host="127.0.0.1")[0]):
+        yield f"https://127.0.0.1:{port}"
+
+
+@contextlib.contextmanager
+def _serving(handler: type[BaseHTTPRequestHandler], port: int, *, tls: ssl.SSLContext | None = None) -> Iterator[None]:
+    with ThreadingHTTPServer(("127.0.0.1", port), handler) as server:
+        server.daemon_threads = True
+        if tls is not None:
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def _until_open(port: int, process: subprocess.Popen[str], log: Path) -> None:
@@ -242,7 +270,155 @@ def _until_open(port: int, process: subprocess.Popen[str], log: Path) -> None:
     raise AssertionError(log.read_text())
 
 
-PEER_KINDS = {"authsvc.Verifier": _ours, "jose (Node)": _jose, "HAProxy": _haproxy}
+_MODULES: Final = (
+    *("mpm_event", "authn_core", "authz_core", "authz_user", "auth_openidc", "headers", "proxy", "proxy_http"),
+)
+
+
+@contextlib.contextmanager
+def _apache(issuer: Issuer, folder: Path) -> Iterator[Peer]:
+    system = Path("/usr/lib/apache2/modules/mod_auth_openidc.so").exists()
+    root = Path("/") if system else PEERS
+    program, modules = root / "usr" / "sbin" / "apache2", root / "usr" / "lib" / "apache2" / "modules"
+    if not program.exists() or not (modules / "mod_auth_openidc.so").exists():
+        _missing("Apache with mod_auth_openidc")
+    backend, front = free_port(), free_port()
+    folder.chmod(0o777)  # for the user that Apache becomes when root starts it
+    text = _block("apache").replace(f"iss:{README_ISSUER}", f"iss:{issuer.service.url}")
+    text = text.replace("127.0.0.1:3001", f"127.0.0.1:{backend}")
+    assert (text.count(README_ISSUER), text.count(issuer.service.url)) == (1, 1)
+    lines = [
+        f"ServerRoot {folder}",
+        "ServerName localhost",
+        f"Listen 127.0.0.1:{front}",
+        f"PidFile {folder}/apache.pid",
+        f"DefaultRuntimeDir {folder}",
+        f"ErrorLog {folder}/apache.log",
+        *(f"LoadModule {name}_module {modules}/mod_{name}.so" for name in _MODULES),
+        *(("User nobody", "Group nogroup") if os.geteuid() == 0 else ()),
+        "OIDCOAuthSSLValidateServer Off",  # the user that Apache becomes cannot read a certificate of ours
+    ]
+    libraries = {"LD_LIBRARY_PATH": ":".join({str(path.parent) for path in PEERS.glob("usr/lib/*/libapr*")})}
+    running: list[subprocess.Popen[str]] = []
+
+    def start() -> None:
+        command = [str(program), "-f", str(folder / "apache.conf"), "-DFOREGROUND"]
+        with (folder / "output").open("w") as output:
+            running.append(subprocess.Popen(command, text=True, env=os.environ | libraries, stderr=output))
+        _until_open(front, running[-1], folder / "output")
+
+    def stop() -> None:
+        process = running.pop()
+        process.terminate()
+        process.wait(10)
+
+    def refresh() -> None:
+        stop()
+        start()
+
+    with _app_behind_a_proxy(backend), _tls_before(issuer.service.url, folder) as keys_url:
+        (folder / "apache.conf").write_text("\n".join((*lines, text.replace(README_ISSUER, keys_url))))
+        start()
+        try:
+            yield Peer(partial(_gets_through, front), refresh)
+        finally:
+            stop()
+
+
+_MAIN_GO: Final = """
+package main
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"os"
+
+	"auth"
+)
+
+func main() {
+	verifier, err := auth.NewVerifier(context.Background())
+	if err != nil {
+		panic(err)
+	}
+	lines := bufio.NewScanner(os.Stdin)
+	for lines.Scan() {
+		_, err := verifier.Verify(context.Background(), lines.Text())
+		fmt.Println(err == nil)
+	}
+}
+"""
+
+
+@contextlib.contextmanager
+def _go(issuer: Issuer, folder: Path) -> Iterator[Peer]:
+    unpacked = next(PEERS.glob("usr/lib/go-*"), None)
+    library = next(
+        (r for r in (PEERS, Path("/")) if (r / "usr/share/gocode/src/github.com/coreos/go-oidc").is_dir()), None
+    )
+    program = shutil.which("go") or (str(unpacked / "bin" / "go") if unpacked else None)
+    if program is None or library is None:
+        _missing("Go with go-oidc")
+    for name, text in (("auth/auth", _block("go").replace(README_ISSUER, issuer.service.url)), ("main/main", _MAIN_GO)):
+        source = folder / "go" / "src" / f"{name}.go"
+        source.parent.mkdir(parents=True)
+        source.write_text(text)
+    environment = os.environ | {
+        "GO111MODULE": "off",
+        "GOPATH": f"{folder}/go:{library}/usr/share/gocode",
+        "GOCACHE": str(folder / "cache"),
+        **({"GOROOT": str(unpacked)} if unpacked and not shutil.which("go") else {}),
+    }
+    built = folder / "verifier"
+    command = [str(program), "build", "-o", str(built), str(folder / "go" / "src" / "main")]
+    subprocess.run(command, env=environment, check=True, timeout=110)
+    running: list[subprocess.Popen[str]] = []
+
+    def start() -> None:
+        running.append(subprocess.Popen([str(built)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+
+    def stop() -> None:
+        with running.pop() as process:
+            assert process.stdin is not None
+            process.stdin.close()
+
+    def accepts(token: str) -> bool:
+        stdin, stdout = running[-1].stdin, running[-1].stdout
+        assert stdin is not None
+        assert stdout is not None
+        stdin.write(token + "\n")
+        stdin.flush()
+        return stdout.readline() == "true\n"
+
+    def refresh() -> None:
+        """It has the keys until their max-age is over, and the revocation is seen after that, or a restart."""
+        stop()
+        start()
+
+    start()
+    try:
+        yield Peer(accepts, refresh)
+    finally:
+        stop()
+
+
+def _gets_through(port: int, token: str) -> bool:
+    """Past a proxy, to an app that says who the proxy says it is."""
+    reply = requests.get(f"http://127.0.0.1:{port}/", headers={"Authorization": f"Bearer {token}"}, timeout=10)
+    assert reply.status_code in (401, 200), reply.text
+    if reply.status_code == 200:
+        assert reply.text == json.loads(base64url_decode(token.split(".")[1]))["openid"]
+    return reply.status_code == 200
+
+
+PEER_KINDS = {
+    "authsvc.Verifier": _ours,
+    "jose (Node)": _jose,
+    "go-oidc (Go)": _go,
+    "HAProxy": _haproxy,
+    "Apache": _apache,
+}
 
 
 @pytest.fixture(params=PEER_KINDS)

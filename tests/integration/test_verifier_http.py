@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime
-import ipaddress
 import itertools
 import socket
 import ssl
@@ -19,11 +17,6 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import NameOID
 
 from authsvc import IssuerKeys, KeysUnavailable, RemoteKeys, TokenError, Verifier
 from authsvc.encoding import base64url_decode, base64url_encode, canonical_json, parse_json_object
@@ -33,6 +26,7 @@ from tests.support.clock import NOW
 from tests.support.crash import in_child
 from tests.support.issuer import JWKS_PATH, METADATA_PATH, Issuer, issuer_over_http, send
 from tests.support.keys import AUDIENCE, CLAIMS, keyring
+from tests.support.tls import certificate
 
 TIMEOUT_S = 0.5
 NEXT = keyring(made_at=NOW - 1)
@@ -148,32 +142,8 @@ def test_a_rotation_is_followed_when_the_first_token_under_the_new_key_comes(iss
 # ---- over TLS -----------------------------------------------------------------------------------
 
 
-def _certificate(folder: Path, *, host: str) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """Contexts of a server that has a certificate for `host`, and of a client that trusts it."""
-    key = generate_private_key(SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
-    today = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(today - datetime.timedelta(days=1))
-        .not_valid_after(today + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(host))]), critical=False)
-        .sign(key, SHA256())
-    )
-    chain, private = folder / "chain.pem", folder / "private.pem"
-    chain.write_bytes(certificate.public_bytes(Encoding.PEM))
-    private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server.load_cert_chain(chain, private)
-    return server, ssl.create_default_context(cafile=str(chain))
-
-
 def test_over_tls_the_host_has_to_prove_who_it_is(tmp_path: Path) -> None:
-    server, client = _certificate(tmp_path, host="127.0.0.1")
+    server, client = certificate(tmp_path, host="127.0.0.1")
     with issuer_over_http(tls=server) as issuer:
         trusting = _fetcher(5, client)
         for _ in range(2):
