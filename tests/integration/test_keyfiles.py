@@ -24,6 +24,7 @@ from authsvc.manifest import dump_manifest, parse_manifest
 from authsvc.rotation import NewKeys, prune, revoke, rotate, rotate_store
 from tests.support.clock import NOW
 from tests.support.crash import in_child, obey_file_modes
+from tests.support.secret_mount import SecretMount
 
 
 def _init(
@@ -542,24 +543,14 @@ def test_an_error_of_the_disk_while_it_is_read_is_said_as_what_it_is(
 # ---- Kubernetes ---------------------------------------------------------------------------------
 
 
-def _secret_volume(folder: Path, mount: Path) -> None:
-    mount.mkdir(mode=0o750)
-    folder.rename(mount / "..2026_11_22")
-    (mount / "..data").symlink_to("..2026_11_22")
-    for path in (mount / "..data").iterdir():
-        path.chmod(0o640)
-        (mount / path.name).symlink_to(Path("..data") / path.name)
-    (mount / "..data").resolve().chmod(0o750)
-
-
 def test_a_kubernetes_secret_is_read_through_its_data_link(folder: Path, tmp_path: Path) -> None:
-    _secret_volume(folder, tmp_path / "mount")
+    SecretMount(tmp_path / "mount").fill(folder)
     assert KeyFolder(tmp_path / "mount", group_read=True).load(now=NOW).keyset.generation == 1
 
 
 def test_a_volume_that_others_can_write_is_refused_at_either_level(folder: Path, tmp_path: Path) -> None:
     mount = tmp_path / "mount"
-    _secret_volume(folder, mount)
+    SecretMount(mount).fill(folder)
     for open_to_others in (mount, (mount / "..data").resolve()):
         open_to_others.chmod(0o770)
         with pytest.raises(KeysError, match=r"can be written by others.*read-only"):
@@ -573,7 +564,7 @@ def test_a_volume_that_others_can_write_is_refused_at_either_level(folder: Path,
 
 def test_a_secret_volume_without_its_setting_is_refused_naming_it(folder: Path, tmp_path: Path) -> None:
     mount = tmp_path / "mount"
-    _secret_volume(folder, mount)
+    SecretMount(mount).fill(folder)
     mount.chmod(0o700)
     with pytest.raises(KeysError, match="is a link; mend: AUTHSVC_KEYS_GROUP_READ=1"):
         KeyFolder(mount).load(now=NOW)

@@ -34,6 +34,7 @@ from authsvc.errors import KeysConflict
 from authsvc.keyfiles import MANIFEST, Change, KeyFolder
 from authsvc.keyset import Kind, Lifecycle, Purpose, State
 from authsvc.rotation import rotate
+from tests.support.secret_mount import SecretMount
 from tests.support.service import APPID, ISSUER, SECRET, Running, Service, authsvc, clean_environment, sandbox, service
 
 DAY: Final = 86_400
@@ -626,40 +627,9 @@ def test_a_backup_from_before_a_revocation_is_passed_over_by_a_running_service_a
         assert it.check(token) == {"is_login": False, "reason": "revoked"}
 
 
-class _SecretMount:
-    """A folder that is filled as the kubelet fills the volume of a Secret."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._count = 0
-        path.mkdir(mode=0o750)
-
-    def fill(self, origin: Path) -> None:
-        """The kubelet's order: a new folder, one rename, links for names that are new, then the old folder goes."""
-        self._count += 1
-        data = self.path / "..data"
-        old = data.resolve() if data.is_symlink() else None
-        folder = self.path / f"..2026_{self._count}"
-        folder.mkdir(mode=0o750)
-        names = [path.name for path in origin.iterdir() if not path.name.startswith(".")]
-        for name in names:
-            shutil.copyfile(origin / name, folder / name)
-            (folder / name).chmod(0o640)
-        (self.path / "..data_tmp").symlink_to(folder.name)
-        os.replace(self.path / "..data_tmp", data)
-        for link in set(self.path.iterdir()):
-            if not link.name.startswith("..") and link.name not in names:
-                link.unlink()
-        for name in names:
-            if not (self.path / name).is_symlink():
-                (self.path / name).symlink_to(f"..data/{name}")
-        if old is not None:
-            shutil.rmtree(old)
-
-
 def test_a_service_follows_the_swap_of_a_kubernetes_secret(tmp_path: Path, wechat: Running) -> None:
     keys = _init(tmp_path, Lifecycle(), age_s=DAY)
-    mount = _SecretMount(tmp_path / "mount")
+    mount = SecretMount(tmp_path / "mount")
     mount.fill(keys.path)
     with service(tmp_path, wechat_url=wechat.url, WORKERS="2", KEYS=str(mount.path), KEYS_GROUP_READ="1") as it:
         first = _log_in(it)

@@ -6,7 +6,6 @@ import hashlib
 import multiprocessing
 import os
 import random
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -27,6 +26,7 @@ from authsvc.keyset import Keyset, Kind, Lifecycle, Purpose
 from authsvc.manifest import dump_manifest, parse_manifest
 from authsvc.rotation import NewKeys, prune, revoke, rotate, rotate_store
 from tests.support.clock import NOW
+from tests.support.secret_mount import SecretMount
 
 STORM_S = 3.0
 READERS = 2
@@ -101,31 +101,6 @@ class _Writer:
         return self._keys.change(lambda k, new: transition(k, new, now), now=now, random_bytes=os.urandom).after
 
 
-class _SecretMount:
-    """A folder that is filled as the kubelet fills the volume of a Secret."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._count = 0
-        path.mkdir(mode=0o750)
-
-    def fill(self, origin: Path) -> None:
-        """In its order: a new folder, one rename, then the old folder goes."""
-        self._count += 1
-        data = self.path / "..data"
-        old = data.resolve() if data.is_symlink() else None
-        folder = self.path / f"..2026_{self._count}"
-        folder.mkdir(mode=0o750)
-        for path in origin.iterdir():
-            if not path.name.startswith("."):
-                shutil.copyfile(path, folder / path.name)
-                (folder / path.name).chmod(0o640)
-        (self.path / "..data_tmp").symlink_to(folder.name)
-        os.replace(self.path / "..data_tmp", data)
-        if old is not None:
-            shutil.rmtree(old)
-
-
 # ---- the processes ------------------------------------------------------------------------------
 
 
@@ -147,7 +122,7 @@ def _share(shared: _Shared) -> None:
 def _storm(origin: Path, mount: Path | None) -> list[str]:
     """The writer process. Returns the SHA-256 of every manifest that there was."""
     writer = _Writer(origin)
-    secret = _SecretMount(mount) if mount else None
+    secret = SecretMount(mount) if mount else None
     written = [_digest(KeyFolder(origin).keyset())]
     if secret:
         secret.fill(origin)
