@@ -5,6 +5,8 @@ The timeout of a plain socket bounds each read, so a server that sends a byte a 
 
 from __future__ import annotations
 
+import functools
+import os
 import socket
 import ssl
 import threading
@@ -67,7 +69,7 @@ def connect(host: str, port: int, *, timeout_s: float, options: Iterable[tuple[A
     addresses = _RESOLVER.addresses(host, port, timeout_s=timeout_s)
     if addresses is None:
         raise TimeoutError("name resolution")
-    for family, kind, protocol, _name, address in addresses:
+    for number, (family, kind, protocol, _name, address) in enumerate(addresses):
         left_s = ends_at - time.monotonic()
         if left_s <= 0:
             raise TimeoutError("connect")
@@ -75,7 +77,8 @@ def connect(host: str, port: int, *, timeout_s: float, options: Iterable[tuple[A
         try:
             for option in options:
                 sock.setsockopt(*option)
-            sock.settimeout(left_s)
+            # One that swallows everything, as broken IPv6 does, leaves the others their share.
+            sock.settimeout(left_s / (len(addresses) - number))
             sock.connect(address)
             sock.settimeout(max(ends_at - time.monotonic(), 0.001))
             return sock
@@ -92,16 +95,28 @@ class _Resolver:
     whoever asks for the same name meanwhile waits for the same answer: at most one such thread hangs for each name."""
 
     def __init__(self) -> None:
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """In the child of a fork, where no thread of the parent runs on, nor lets go of a lock."""
         self._lock = threading.Lock()
         self._running: dict[tuple[str, int], _Lookup] = {}
 
     def addresses(self, host: str, port: int, *, timeout_s: float) -> list[Any] | None:
-        """What getaddrinfo says, an empty list if the name has no address, None if it takes longer."""
+        """What getaddrinfo says, an empty list if the name has no address, None if it takes longer.
+
+        Raises: OSError if no thread can be had.
+        """
+        _watch_forks()
         with self._lock:
             lookup = self._running.get((host, port))
             if lookup is None:
-                lookup = self._running[host, port] = _Lookup()
-                threading.Thread(target=self._look_up, args=(host, port, lookup), daemon=True).start()
+                lookup = _Lookup()
+                try:
+                    threading.Thread(target=self._look_up, args=(host, port, lookup), daemon=True).start()
+                except RuntimeError:
+                    raise OSError("no thread can be had to look the name up") from None
+                self._running[host, port] = lookup
         return lookup.addresses if lookup.done.wait(timeout_s) else None
 
     def _look_up(self, host: str, port: int, lookup: _Lookup) -> None:
@@ -111,7 +126,7 @@ class _Resolver:
             pass  # no address: the list stays empty
         finally:
             with self._lock:
-                del self._running[host, port]
+                self._running.pop((host, port), None)
             lookup.done.set()
 
 
@@ -122,3 +137,8 @@ class _Lookup:
 
 
 _RESOLVER: Final = _Resolver()
+
+
+@functools.cache
+def _watch_forks() -> None:
+    os.register_at_fork(after_in_child=_RESOLVER.begin_anew)

@@ -43,12 +43,14 @@ def create(folder: Path, name: str, data: bytes, *, mode: int = _OWNER_ALONE) ->
     os.close(descriptor)
 
 
-def replace(folder: Path, name: str, data: bytes, *, mode: int = _OWNER_ALONE) -> None:
+def replace(folder: Path, name: str, data: bytes, *, mode: int = _OWNER_ALONE, writer: str | None = None) -> None:
     """A file with new content: a reader sees the old or the new one. On the disk for good only after `sync(folder)`.
+
+    `writer`: a name for this one, where there is no lock and process numbers do not tell writers apart.
 
     Raises: OSError; the old one is in force then, unless the rename was done and then failed to say so.
     """
-    temporary = f"{name}.{os.getpid()}.tmp"
+    temporary = f"{name}.{writer or os.getpid()}.tmp"
     (folder / temporary).unlink(missing_ok=True)  # of a process that had our number and died
     create(folder, temporary, data, mode=mode)
     try:

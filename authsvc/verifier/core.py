@@ -13,14 +13,12 @@ from authsvc.clock import Clock, SystemClock
 from authsvc.errors import KeysUnavailable, TokenExpired
 from authsvc.tokens import JwkSet, UnknownKey, open_token
 from authsvc.verifier.memory import Memory
-from authsvc.verifier.remote import TIMEOUT_S, IssuerKeys
+from authsvc.verifier.remote import IssuerKeys
 from authsvc.verifier.sources import Asked, KeySource
 
 REMEMBERED: Final = 10_000
 MEMORY_BYTES: Final = 16 << 20
 
-# A fetch ends at its own timeout; this is for one that was under way already, and one after it.
-_WAIT_S: Final = 2 * TIMEOUT_S + 1.0
 _RETRY_AFTER_S: Final = 1
 
 _log = logging.getLogger("authsvc.verifier")
@@ -74,7 +72,7 @@ class Verifier:
         except UnknownKey as unknown:
             asked = self._ask(unknown)
         try:
-            asked.answer.result(_WAIT_S)
+            asked.answer.result(asked.wait_s)
         except (KeysUnavailable, NotInTime) as error:
             return self._open_after(token, asked, error)
         return self._open_after(token, asked)
@@ -86,8 +84,11 @@ class Verifier:
         except UnknownKey as unknown:
             asked = self._ask(unknown)
         try:
+            answer = asyncio.wrap_future(asked.answer)
+            # Should we give up before it comes: nobody is to hear of an exception that nobody looked at.
+            answer.add_done_callback(lambda future: future.cancelled() or future.exception())
             # Shielded: others wait for the same answer.
-            await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(asked.answer)), _WAIT_S)
+            await asyncio.wait_for(asyncio.shield(answer), asked.wait_s)
         except (KeysUnavailable, TimeoutError) as error:
             return self._open_after(token, asked, error)
         return self._open_after(token, asked)
@@ -134,7 +135,7 @@ class Verifier:
             if isinstance(failure, KeysUnavailable):
                 # One of our own: theirs is raised in every thread that waits for the same answer.
                 raise KeysUnavailable(str(failure), retry_after_s=failure.retry_after_s) from None
-            if failure is None and asked.is_ours:
+            if failure is None and asked.settles_it():
                 raise
             raise KeysUnavailable("the key of this token is not known yet", retry_after_s=_RETRY_AFTER_S) from None
 

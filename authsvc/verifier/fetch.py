@@ -9,6 +9,7 @@ from __future__ import annotations
 import http.client
 import ipaddress
 import ssl
+import time
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Final
@@ -19,6 +20,9 @@ from authsvc.verifier.sources import MAX_JWKS_BYTES
 
 _HEADERS: Final = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "authsvc-verifier"}
 _NO_CACHE: Final = 0
+_MAX_ETAG_CHARS: Final = 256  # it goes back in a header, and hosts refuse long ones
+# A connection that was idle for longer may have been forgotten by whatever stands between, without a word.
+_IDLE_S: Final = 30.0
 
 
 class FetchFailed(Exception):
@@ -33,23 +37,32 @@ class Fetched:
     etag: str | None
     fresh_s: int | None  # how much longer caches may keep it (RFC 9111, 4.2); None: it does not say
     date: int | None  # the host's own time, Unix seconds
+    is_cached: bool = False  # from a cache on the way (RFC 9111, 5.1)
 
 
 class Fetcher:
     """Keeps one connection open. For one thread at a time."""
 
-    def __init__(self, *, timeout_s: float, tls: ssl.SSLContext | None = None) -> None:
-        self._timeout_s = timeout_s
+    def __init__(self, *, tls: ssl.SSLContext | None = None) -> None:
         self._tls = tls
+        self._used_at = float("-inf")
         self._connection: http.client.HTTPConnection | None = None
         self._origin: tuple[str, str | None, int] | None = None
 
-    def get(self, url: str, *, etag: str | None = None) -> Fetched:
-        """Raises: FetchFailed; ValueError for a URL that `checked_url` refuses."""
+    def get(self, url: str, *, within_s: float, etag: str | None = None, past_caches: bool = False) -> Fetched:
+        """`within_s` is over all of it. `past_caches`: caches on the way have to ask the host (RFC 9111, 5.2.1.4).
+
+        Raises: FetchFailed; ValueError for a URL that `checked_url` refuses.
+        """
         parts = checked_url(url)
+        ends_at = time.monotonic() + within_s
+        headers = _HEADERS | ({"If-None-Match": etag} if etag else {})
+        headers |= {"Cache-Control": "no-cache"} if past_caches else {}
+        if time.monotonic() > self._used_at + _IDLE_S:
+            self.close()
         is_kept = self._connection is not None
         try:
-            return self._get(parts, etag)
+            return self._get(parts, headers, ends_at)
         except (ConnectionError, http.client.RemoteDisconnected) as error:
             # The host may have closed the connection that we kept; that is found out by using it.
             if not is_kept or isinstance(error, deadline.TooMuchReceived):
@@ -57,7 +70,7 @@ class Fetcher:
         except (OSError, http.client.HTTPException) as error:
             raise _failed(error) from None
         try:
-            return self._get(parts, etag)
+            return self._get(parts, headers, ends_at)
         except (OSError, http.client.HTTPException) as error:
             raise _failed(error) from None
 
@@ -66,10 +79,11 @@ class Fetcher:
             self._connection.close()
         self._connection = self._origin = None
 
-    def _get(self, parts: SplitResult, etag: str | None) -> Fetched:
+    def _get(self, parts: SplitResult, headers: dict[str, str], ends_at: float) -> Fetched:
         is_over = False
         try:
-            reply, fetched = self._asked(self._connected(parts), parts, etag)
+            reply, fetched = self._asked(self._connected(parts, ends_at), parts, headers)
+            self._used_at = time.monotonic()
             is_over = not reply.will_close
             return fetched
         finally:
@@ -77,14 +91,14 @@ class Fetcher:
                 self.close()  # what is still to come on it would be taken for the next answer
 
     def _asked(
-        self, connection: http.client.HTTPConnection, parts: SplitResult, etag: str | None
+        self, connection: http.client.HTTPConnection, parts: SplitResult, headers: dict[str, str]
     ) -> tuple[http.client.HTTPResponse, Fetched]:
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        connection.request("GET", target, headers=_HEADERS | ({"If-None-Match": etag} if etag else {}))
+        connection.request("GET", target, headers=headers)
         reply = connection.getresponse()
-        if reply.status == 304 and etag:
+        if reply.status == 304 and "If-None-Match" in headers:
             reply.read()
-            return reply, _fetched(reply, None, etag)
+            return reply, _fetched(reply, None)
         if reply.status != 200:
             raise FetchFailed(f"the answer is {reply.status}")
         if reply.headers.get("Content-Encoding", "identity") != "identity":
@@ -94,22 +108,23 @@ class Fetcher:
             raise FetchFailed(f"the answer is larger than {MAX_JWKS_BYTES} bytes")
         if reply.length:
             raise FetchFailed("the answer was cut short")
-        return reply, _fetched(reply, body, reply.headers.get("ETag"))
+        return reply, _fetched(reply, body)
 
-    def _connected(self, parts: SplitResult) -> http.client.HTTPConnection:
+    def _connected(self, parts: SplitResult, ends_at: float) -> http.client.HTTPConnection:
         origin = parts.scheme, parts.hostname, _port(parts)
         if self._connection is not None and self._origin == origin:
             assert self._connection.sock is not None
-            self._connection.sock.settimeout(self._timeout_s)
+            self._connection.sock.settimeout(_left(ends_at))
             return self._connection
         self.close()
         host, port = str(parts.hostname), _port(parts)
-        sock = deadline.connect(host, port, timeout_s=self._timeout_s)
+        sock = deadline.connect(host, port, timeout_s=_left(ends_at))
         connection = http.client.HTTPConnection(parts.netloc)
         connection.auto_open = 0  # by itself it would open one without our deadline
         try:
             is_tls = parts.scheme == "https"
             connection.sock = self._context().wrap_socket(sock, server_hostname=host) if is_tls else sock
+            connection.sock.settimeout(_left(ends_at))  # the handshake has started its own anew
         except BaseException:
             sock.close()
             raise
@@ -161,8 +176,23 @@ def _failed(error: BaseException) -> FetchFailed:
     return FetchFailed(f"no connection ({type(error).__name__})")
 
 
-def _fetched(reply: http.client.HTTPResponse, body: bytes | None, etag: str | None) -> Fetched:
-    return Fetched(body, etag, _fresh_s(reply.headers), _date(reply.headers.get("Date")))
+def _left(ends_at: float) -> float:
+    left_s = ends_at - time.monotonic()
+    if left_s <= 0:
+        raise TimeoutError("deadline")
+    return left_s
+
+
+def _fetched(reply: http.client.HTTPResponse, body: bytes | None) -> Fetched:
+    headers = reply.headers
+    etag = headers.get("ETag", "")
+    return Fetched(
+        body,
+        etag if 0 < len(etag) <= _MAX_ETAG_CHARS else None,
+        _fresh_s(headers),
+        _date(headers.get("Date")),
+        is_cached=(headers.get("Age") or "0").strip() != "0",
+    )
 
 
 def _fresh_s(headers: http.client.HTTPMessage) -> int | None:

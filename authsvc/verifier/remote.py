@@ -6,12 +6,15 @@ a key is missing, and no lock is held meanwhile.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
 import math
 import os
 import random
+import secrets
+import stat
 import threading
 import weakref
 from collections.abc import Callable
@@ -44,6 +47,8 @@ _JITTER: Final = 0.1
 
 _AGAIN_AFTER_S: Final = (1.0, 2.0, 5.0, 10.0)  # failures, one after the other; then every cool-down
 _CLOCK_OFF_S: Final = 60
+_OLDEST_COPY_S: Final = 30 * 86_400
+_MAX_WAITING: Final = 8  # for the answer about an unknown kid
 _COPY_FORMAT: Final = "authsvc-jwks-copy/1"
 
 _log = logging.getLogger("authsvc.verifier")
@@ -52,7 +57,7 @@ _log = logging.getLogger("authsvc.verifier")
 class Fetching(Protocol):
     """A Fetcher, or what a test plays for one."""
 
-    def get(self, url: str, *, etag: str | None = None) -> Fetched:
+    def get(self, url: str, *, within_s: float, etag: str | None = None, past_caches: bool = False) -> Fetched:
         """Raises: FetchFailed."""
 
     def close(self) -> None:
@@ -65,7 +70,6 @@ class _Copy:
 
     keys: JwkSet
     body: bytes
-    etag: str | None
     fetched_at: float
     fresh_until: float
 
@@ -74,11 +78,13 @@ class RemoteKeys:
     """The keys behind the URL of a JWKS. Thread-safe, and safe over fork(2): the child has a thread of its own.
 
     Nothing is fetched before the first question. After that the keys are refreshed when four fifths of their `max-age`
-    are over, whether anybody asks or not. For an unknown kid they are fetched at most once in `cool_down_s`, whether
-    that succeeds or not. While the host cannot be reached the last good keys serve on for `max_stale_s` after their
-    `max-age`, and a warning says so each minute. With `kept_in` they are kept in that file too (0600), for a start
-    while the host is down.
+    are over, whether anybody asks or not, for as long as this object lives. For an unknown kid they are fetched at most
+    once in `cool_down_s`, whether that succeeds or not. While the host cannot be reached the last good keys serve on
+    for `max_stale_s` after their `max-age`, and a warning says so each minute. With `kept_in` they are kept in that
+    file too (0600), for a start while the host is down; what lies there is trusted, so nobody else may write it.
     """
+
+    _fetcher: Fetching
 
     def __init__(
         self,
@@ -90,7 +96,7 @@ class RemoteKeys:
         kept_in: str | os.PathLike[str] | None = None,
         clock: Clock | None = None,
         jitter: Callable[[], float] = random.random,
-        new_fetcher: Callable[[], Fetching] | None = None,
+        new_fetcher: Callable[[], Fetching] = Fetcher,
         start_thread: Callable[[Callable[[], None]], None] | None = None,
     ) -> None:
         """`timeout_s` is over a whole fetch. Raises: ValueError for a URL that is neither https nor http to loopback.
@@ -100,33 +106,42 @@ class RemoteKeys:
         checked_url(url)
         self._url = url
         self._source = url.partition("?")[0]
+        self._timeout_s = timeout_s
         self._cool_down_s = cool_down_s
         self._max_stale_s = max_stale_s
         self._kept_in = Path(kept_in) if kept_in is not None else None
         self._clock = clock or SystemClock()
-        self._new_fetcher = new_fetcher or (lambda: Fetcher(timeout_s=timeout_s))
+        self._new_fetcher = new_fetcher
         self._start_thread = start_thread or _start_daemon
         self._jitter = jitter
         self._loud = Loud(self._clock)
         self._copy: _Copy | None = None
+        self._etag: tuple[str, str] | None = None  # of which URL, and what
         self._usable_until = float("-inf")
         self._failures = 0
-        self._fetcher: Fetching | None = None
+        self._is_closed = False
+        self._finalizer: weakref.finalize[..., Any] | None = None
         self._begin_anew()
         _SURVIVORS.add(self)
         _watch_forks()
 
     def _begin_anew(self) -> None:
         """Everything that a thread, a lock or a connection of the parent process has to do with."""
-        if self._fetcher is not None:
+        if self._finalizer is not None:
+            self._finalizer.detach()
             self._fetcher.close()  # our copy of the descriptor; the parent goes on with its own
         self._fetcher = self._new_fetcher()
         self._changed = threading.Condition()
-        self._is_started = self._is_closed = False
-        self._under_way: Future[None] | None = None
-        self._wanted: Future[None] | None = None
+        self._is_started = self._is_closed
+        self._under_way: Future[bool] | None = None
+        self._wanted: Future[bool] | None = None
+        self._waiting = 0
         self._due_at = float("-inf")
         self._ask_again_at = float("-inf")
+        self._writer = secrets.token_hex(8)
+        # The thread does not keep us alive; when we go, so does it, and the connection.
+        self._finalizer = weakref.finalize(self, _let_go, self._changed, self._fetcher)
+        self._finalizer.atexit = False
 
     # ---- for who verifies ----
 
@@ -149,10 +164,7 @@ class RemoteKeys:
             now = self._clock.monotonic()
             if self._is_closed:
                 raise KeysUnavailable("this source of keys is closed", retry_after_s=60)
-            if self._under_way is not None:
-                # It may have been answered before the question; where there were no keys at all it settles that too.
-                return Asked(self._under_way, is_ours=self._copy is None)
-            if self._wanted is None:
+            if self._under_way is None and self._wanted is None:
                 if now < self._ask_again_at:
                     again_at = min(self._ask_again_at, self._due_at) if self._failures else self._ask_again_at
                     raise KeysUnavailable(
@@ -161,16 +173,30 @@ class RemoteKeys:
                     )
                 self._ask_again_at = now + self._cool_down_s
                 self._wanted = Future()
+                self._waiting = 0
                 self._changed.notify_all()
-            return Asked(self._wanted, is_ours=True)
+            has_keys = now < self._usable_until
+            self._waiting += 1
+            if has_keys and self._waiting > _MAX_WAITING:
+                # Whoever sends forged tokens is not to have every worker thread wait with him.
+                raise KeysUnavailable(f"others wait for the keys of {self._source}", retry_after_s=1)
+            wait_s = 2 * self._timeout_s + 1
+            if self._wanted is not None:
+                return Asked(self._wanted, is_ours=True, wait_s=wait_s)
+            assert self._under_way is not None
+            # It may have been answered before the question; where there were no keys at all it settles that too.
+            return Asked(self._under_way, is_ours=self._copy is None, wait_s=wait_s)
 
     def close(self) -> None:
         """Fetch nothing any more. What is at hand can still be used, until it is stale."""
         with self._changed:
             self._is_started = self._is_closed = True
+            wanted, self._wanted = self._wanted, None
             self._changed.notify_all()
-            if self._under_way is None and self._fetcher is not None:
+            if self._under_way is None:
                 self._fetcher.close()
+        if wanted is not None:
+            wanted.set_exception(KeysUnavailable("this source of keys was closed", retry_after_s=60))
 
     # ---- the thread that fetches ----
 
@@ -180,67 +206,79 @@ class RemoteKeys:
                 return
             if self._copy is None:
                 self._read_copy()
+            try:
+                self._start_thread(functools.partial(_keep_fresh, weakref.ref(self), self._changed))
+            except RuntimeError:  # no more threads, or the end of the interpreter
+                raise KeysUnavailable("no thread can be had to fetch keys", retry_after_s=1) from None
             self._is_started = True
-        self._start_thread(self._run)
 
-    def _run(self) -> None:
-        while self._wait_until_due():
-            self.fetch()
-
-    def _wait_until_due(self) -> bool:
-        """False when it is time to end."""
-        with self._changed:
-            while not self._is_closed and self._wanted is None:
-                left_s = self._due_at - self._clock.monotonic()
-                if left_s <= 0:
-                    break
-                self._changed.wait(left_s)
-            return not self._is_closed
+    def _left_s(self) -> float:
+        """How long there is nothing to fetch. Under the lock."""
+        return 0.0 if self._wanted is not None else self._due_at - self._clock.monotonic()
 
     def fetch(self) -> None:
         """Fetch the keys once, now. For the thread, and for tests that have none."""
         with self._changed:
-            under_way = self._under_way = self._wanted or Future()
+            is_asked_for = self._wanted is not None
+            answer = self._under_way = self._wanted or Future()
             self._wanted = None
-        problem: Exception | None = None
+            now = self._clock.monotonic()
+            if now < self._usable_until:
+                # Those who need no other key do not wait, should it take longer than what is left of these.
+                self._usable_until = max(self._usable_until, now + self._timeout_s + 1)
+            has_failed_before = self._failures > 0
+        is_new, problem = False, None
         try:
-            assert self._fetcher is not None
-            self._take(self._fetched(self._fetcher))
+            fetched = self._fetched(self._fetcher, now + self._timeout_s, past_caches=is_asked_for)
+            self._take(fetched)
+            is_new = not fetched.is_cached
         except (FetchFailed, BadJwk, ValueError) as error:
-            problem = error
-        except Exception as error:  # noqa: BLE001 - a thread that has died would leave the verifier with old keys
-            _log.error("the keys of %s could not be fetched", self._source, exc_info=error)
-            problem = error
-        with self._changed:
+            problem = str(error)
+        except Exception as error:  # noqa: BLE001 - whoever waits has to be told
+            problem = f"an unexpected {type(error).__name__}"
+        retry_after_s = 1
+        try:
+            with self._changed:
+                self._schedule(has_failed=problem is not None)
+                retry_after_s = max(math.ceil(self._due_at - self._clock.monotonic()), 1)
+        finally:
+            with self._changed:
+                self._under_way = None
+                self._waiting = 0
+                if self._is_closed:
+                    self._fetcher.close()
             if problem is None:
-                self._note_success()
+                answer.set_result(is_new)
             else:
-                self._note_failure(problem)
-            retry_after_s = max(math.ceil(self._due_at - self._clock.monotonic()), 1)
-            self._under_way = None
-            if self._is_closed and self._fetcher is not None:
-                self._fetcher.close()
-        if problem is None:
-            under_way.set_result(None)
-        else:
-            why = f"the keys of {self._source} cannot be had: {problem}"
-            under_way.set_exception(KeysUnavailable(why, retry_after_s=retry_after_s))
+                why = f"the keys of {self._source} cannot be had: {problem}"
+                answer.set_exception(KeysUnavailable(why, retry_after_s=retry_after_s))
+        # Last, and without the lock: a log may go over a network.
+        self._say(problem, has_failed_before=has_failed_before)
 
-    def _fetched(self, fetcher: Fetching) -> Fetched:
-        return fetcher.get(self._url, etag=self._copy.etag if self._copy else None)
+    def _fetched(self, fetcher: Fetching, ends_at: float, *, past_caches: bool) -> Fetched:
+        """What the host answers, within what is left until `ends_at` of the monotonic clock."""
+        etag = self._etag[1] if self._etag is not None and self._etag[0] == self._url else None
+        self._etag = None  # after a failure: it may be what the host does not like
+        within_s = max(ends_at - self._clock.monotonic(), 0.001)
+        fetched = fetcher.get(self._url, within_s=within_s, etag=etag, past_caches=past_caches)
+        if fetched.body is None and etag is None:
+            raise FetchFailed("304 for what was never fetched")
+        etag_now = etag if fetched.body is None else fetched.etag
+        self._etag = (self._url, etag_now) if etag_now else None
+        return fetched
 
     def _take(self, fetched: Fetched) -> None:
         now = self._clock.monotonic()
         fresh_s = _FRESH_IF_UNSAID_S if fetched.fresh_s is None else fetched.fresh_s
         fresh_until = now + min(max(fresh_s, _LEAST_FRESH_S), _MOST_FRESH_S)
         old = self._copy
-        if fetched.body is None or (old is not None and fetched.body == old.body):
-            if old is None:
-                raise FetchFailed("304 for what was never fetched")
-            copy = _Copy(old.keys, old.body, fetched.etag, now, fresh_until)  # the same keys, and so the same epoch
+        if old is not None and fetched.body in (None, old.body):
+            copy = _Copy(old.keys, old.body, now, fresh_until)  # the same keys, and so the same epoch
         else:
-            copy = _Copy(parse_jwks(fetched.body), fetched.body, fetched.etag, now, fresh_until)
-            self._say_what_is_odd(copy.keys)
+            body = fetched.body or b""
+            copy = _Copy(parse_jwks(body), body, now, fresh_until)
+            for why in sorted(set(copy.keys.passed_over)):
+                self._loud.say(f"a key of %s is passed over: {why}", self._source)
         self._copy = copy
         if fetched.date is not None and abs(fetched.date - self._clock.now()) > _CLOCK_OFF_S:
             self._loud.say(
@@ -250,37 +288,36 @@ class RemoteKeys:
             )
         self._keep(copy)
 
-    def _note_success(self) -> None:
-        assert self._copy is not None
-        if self._failures:
-            _log.warning("the keys of %s can be had again", self._source)
-        self._failures = 0
-        self._usable_until = self._copy.fresh_until
+    def _schedule(self, *, has_failed: bool) -> None:
         now = self._clock.monotonic()
-        # Not all verifiers of an issuer at the same moment.
-        early = 1 - _JITTER + 2 * _JITTER * self._jitter()
-        self._due_at = now + (self._copy.fresh_until - now) * _REFRESH_AT * early
+        if has_failed:
+            self._failures += 1
+            number = self._failures - 1
+            again_s = _AGAIN_AFTER_S[number] if number < len(_AGAIN_AFTER_S) else self._cool_down_s
+            self._due_at = now + min(again_s, self._cool_down_s)
+            if self._copy is not None:
+                self._usable_until = self._copy.fresh_until + self._max_stale_s
+        elif self._copy is not None:
+            self._failures = 0
+            self._usable_until = self._copy.fresh_until
+            # Not all verifiers of an issuer at the same moment.
+            early = 1 - _JITTER + 2 * _JITTER * self._jitter()
+            self._due_at = now + (self._copy.fresh_until - now) * _REFRESH_AT * early
 
-    def _note_failure(self, problem: Exception) -> None:
-        now = self._clock.monotonic()
-        self._failures += 1
-        again_s = _AGAIN_AFTER_S[self._failures - 1] if self._failures <= len(_AGAIN_AFTER_S) else self._cool_down_s
-        self._due_at = now + min(again_s, self._cool_down_s)
-        if self._copy is None:
+    def _say(self, problem: str | None, *, has_failed_before: bool) -> None:
+        now, copy = self._clock.monotonic(), self._copy
+        if problem is None:
+            if has_failed_before:
+                _log.warning("the keys of %s can be had again", self._source)
+        elif copy is None:
             self._loud.say("the keys of %s cannot be had: %s", self._source, problem, level=logging.ERROR)
-            return
-        self._usable_until = self._copy.fresh_until + self._max_stale_s
-        if now >= self._usable_until:
+        elif now >= self._usable_until:
             message = "the keys of %s cannot be had, and those at hand are %s s old, too old to be relied upon: %s"
-            self._loud.say(message, self._source, round(now - self._copy.fetched_at), problem, level=logging.ERROR)
+            self._loud.say(message, self._source, round(now - copy.fetched_at), problem, level=logging.ERROR)
         else:
             message = "the keys of %s cannot be had; those at hand are %s s old and serve for %s s more: %s"
-            age_s, left_s = round(now - self._copy.fetched_at), round(self._usable_until - now)
+            age_s, left_s = round(now - copy.fetched_at), round(self._usable_until - now)
             self._loud.say(message, self._source, age_s, left_s, problem)
-
-    def _say_what_is_odd(self, keys: JwkSet) -> None:
-        for why in sorted(set(keys.passed_over)):
-            self._loud.say(f"a key of %s is passed over: {why}", self._source)
 
     # ---- the copy on disk ----
 
@@ -295,7 +332,8 @@ class RemoteKeys:
             "jwks": copy.body.decode("utf-8"),
         }
         try:
-            durable.replace(self._kept_in.parent, self._kept_in.name, json.dumps(document).encode("ascii"))
+            data = json.dumps(document).encode("ascii")
+            durable.replace(self._kept_in.parent, self._kept_in.name, data, writer=self._writer)
         except OSError as error:
             self._loud.say("the keys of %s cannot be kept in %s: %s", self._source, self._kept_in, error.strerror)
 
@@ -304,21 +342,24 @@ class RemoteKeys:
         if self._kept_in is None:
             return
         try:
-            with self._kept_in.open("rb") as file:
-                document = parse_json_object(file.read(2 * MAX_JWKS_BYTES))
+            document = parse_json_object(_read_own(self._kept_in))
             if (document["format"], document["source"]) != (_COPY_FORMAT, self._source):
                 raise ValueError("of another issuer, or another version")
-            age_s = self._clock.now() - document["fetched_at"]
-            if age_s < -_CLOCK_OFF_S:
-                raise ValueError("from the future")
+            fetched_at, fresh_s = document["fetched_at"], document["fresh_s"]
+            if type(fetched_at) is not int or type(fresh_s) is not int or not 0 <= fresh_s <= _MOST_FRESH_S:
+                raise ValueError("with times that are none")
+            age_s = self._clock.now() - fetched_at
+            if not -_CLOCK_OFF_S <= age_s <= _OLDEST_COPY_S:
+                raise ValueError("from the future, or too old")
             body = document["jwks"].encode("utf-8")
-            fetched_at = self._clock.monotonic() - max(age_s, 0)
-            self._copy = _Copy(parse_jwks(body), body, None, fetched_at, fetched_at + document["fresh_s"])
+            at = self._clock.monotonic() - max(age_s, 0)
+            self._copy = _Copy(parse_jwks(body), body, at, at + fresh_s)
             self._usable_until = self._copy.fresh_until
         except FileNotFoundError:
             pass
         except (OSError, NotCanonical, BadJwk, KeyError, ValueError, TypeError, AttributeError) as error:
-            self._loud.say("the keys kept in %s cannot be used (%s)", self._kept_in, type(error).__name__)
+            why = error if isinstance(error, ValueError | OSError) else type(error).__name__
+            self._loud.say("the keys kept in %s cannot be used (%s)", self._kept_in, why)
 
 
 class IssuerKeys(RemoteKeys):
@@ -333,16 +374,17 @@ class IssuerKeys(RemoteKeys):
         self._is_discovered = False
         super().__init__(issuer, **options)
 
-    def _fetched(self, fetcher: Fetching) -> Fetched:
+    def _fetched(self, fetcher: Fetching, ends_at: float, *, past_caches: bool) -> Fetched:
         if not self._is_discovered:
-            self._url = self._discovered(fetcher)
+            self._url = self._discovered(fetcher, ends_at)
         self._is_discovered = False  # after a failure: they may have moved
-        fetched = super()._fetched(fetcher)
+        fetched = super()._fetched(fetcher, ends_at, past_caches=past_caches)
         self._is_discovered = True
         return fetched
 
-    def _discovered(self, fetcher: Fetching) -> str:
-        body = fetcher.get(self._source + _DISCOVERY).body
+    def _discovered(self, fetcher: Fetching, ends_at: float) -> str:
+        within_s = max(ends_at - self._clock.monotonic(), 0.001)
+        body = fetcher.get(self._source + _DISCOVERY, within_s=within_s).body
         try:
             metadata = parse_json_object(body or b"")
         except NotCanonical:
@@ -371,6 +413,42 @@ def _watch_forks() -> None:
 def _begin_all_anew() -> None:
     for keys in list(_SURVIVORS):
         keys._begin_anew()
+
+
+def _keep_fresh(keys_ref: weakref.ref[RemoteKeys], changed: threading.Condition) -> None:
+    """The thread. It holds the keys only while it fetches: when nobody has them any more, it ends."""
+    while True:
+        with changed:
+            keys = keys_ref()
+            if keys is None or keys._is_closed:
+                return
+            left_s = keys._left_s()
+            if left_s > 0:
+                del keys
+                changed.wait(left_s)
+                continue
+        try:
+            keys.fetch()
+        except Exception as error:  # noqa: BLE001 - such as of a handler of the log
+            with contextlib.suppress(Exception):
+                _log.error("the keys of %s: an unexpected %s", keys._source, type(error).__name__)
+        del keys
+
+
+def _let_go(changed: threading.Condition, fetcher: Fetching) -> None:
+    fetcher.close()
+    with changed:
+        changed.notify_all()
+
+
+def _read_own(path: Path) -> bytes:
+    """Raises: OSError, ValueError unless it is a file that nobody but us, or root, can have written."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode) or found.st_uid not in (os.geteuid(), 0) or found.st_mode & 0o022:
+            raise ValueError("others may have written it")
+        return file.read(2 * MAX_JWKS_BYTES)
 
 
 def _start_daemon(run: Callable[[], None]) -> None:

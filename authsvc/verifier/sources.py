@@ -26,10 +26,15 @@ _log = logging.getLogger("authsvc.verifier")
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """Somebody is being asked for newer keys. `is_ours`: after this very question, so that the answer settles it."""
+    """Somebody is being asked for newer keys."""
 
-    answer: Future[None]  # KeysUnavailable if there was none
-    is_ours: bool
+    answer: Future[bool]  # whether it is as new as the asking; KeysUnavailable if there was none
+    is_ours: bool  # the asking came after this very question
+    wait_s: float  # longer than an answer may take
+
+    def settles_it(self) -> bool:
+        """Whether a key that is not in the answer is none of the issuer's."""
+        return self.is_ours and self.answer.result(0)
 
 
 class KeySource(Protocol):

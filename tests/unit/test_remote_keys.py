@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import stat
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,13 +42,18 @@ class Host:
         self.meanwhile: Callable[[], object] = lambda: None
         self.asked: list[tuple[str, str | None]] = []
         self.closed = 0
+        self.within_s: list[float] = []
+        self.past_caches: list[bool] = []
+        self.is_cached = False
 
-    def get(self, url: str, *, etag: str | None = None) -> Fetched:
+    def get(self, url: str, *, within_s: float, etag: str | None = None, past_caches: bool = False) -> Fetched:
         self.asked.append((url, etag))
+        self.within_s.append(within_s)
+        self.past_caches.append(past_caches)
         self.meanwhile()
         if self.problem is not None:
             raise self.problem
-        return Fetched(self.body, self.etag, self.fresh_s, self.date)
+        return Fetched(self.body, self.etag, self.fresh_s, self.date, self.is_cached)
 
     def close(self) -> None:
         self.closed += 1
@@ -212,10 +219,42 @@ def test_failed_fetches_count_against_the_budget_too(source: Source, host: Host)
 def test_all_who_ask_while_a_fetch_is_due_get_its_answer(source: Source, host: Host) -> None:
     source.started()
     source.live(1)
-    asked = [source.keys.ask() for _ in range(50)]
+    asked = [source.keys.ask() for _ in range(8)]
+    with pytest.raises(KeysUnavailable) as crowded:
+        source.keys.ask()
+    assert crowded.value.retry_after_s == 1, "no more threads are to wait with who sends forged tokens"
     source.run()
     assert len(host.asked) == 2
-    assert all(_answered(one) and one.is_ours for one in asked)
+    assert all(_answered(one) and one.settles_it() for one in asked)
+
+
+def test_while_there_are_no_keys_at_all_everybody_may_wait_for_the_first(source: Source, host: Host) -> None:
+    asked = [source.keys.ask() for _ in range(500)]
+    source.run()
+    assert len(host.asked) == 1
+    assert all(_answered(one) for one in asked)
+
+
+def test_for_an_unknown_kid_caches_on_the_way_are_told_to_ask_the_host(source: Source, host: Host) -> None:
+    source.started()
+    source.live(1)
+    asked = source.keys.ask()
+    source.run()
+    assert host.past_caches == [False, True]
+    assert asked.settles_it()
+    source.live(300)
+    assert host.past_caches[2:] == [False]
+
+
+def test_what_a_cache_answers_all_the_same_settles_nothing(source: Source, host: Host) -> None:
+    """It may be from before the key of this token: the issuer's last revocation, say."""
+    source.started()
+    source.live(1)
+    host.is_cached = True
+    asked = source.keys.ask()
+    source.run()
+    assert _answered(asked)
+    assert not asked.settles_it()
 
 
 def test_who_asks_while_a_fetch_is_under_way_shares_its_answer_which_may_be_from_before(
@@ -227,7 +266,7 @@ def test_who_asks_while_a_fetch_is_under_way_shares_its_answer_which_may_be_from
     source.live(240)
     (late,) = asked
     assert _answered(late)
-    assert not late.is_ours
+    assert not late.settles_it()
 
 
 def test_where_there_were_no_keys_at_all_the_fetch_under_way_settles_it(source: Source, host: Host) -> None:
@@ -235,7 +274,7 @@ def test_where_there_were_no_keys_at_all_the_fetch_under_way_settles_it(source: 
     host.meanwhile = lambda: asked.append(source.keys.ask())
     source.started()
     (early,) = asked
-    assert early.is_ours
+    assert early.settles_it()
 
 
 # ---- while the host cannot be had ---------------------------------------------------------------
@@ -394,12 +433,14 @@ class Issuer(Host):
     def __init__(self) -> None:
         super().__init__()
         self.metadata: dict[str, Any] = {"issuer": ISSUER, "jwks_uri": URL}
+        self.takes: Callable[[], object] = lambda: None
 
-    def get(self, url: str, *, etag: str | None = None) -> Fetched:
+    def get(self, url: str, *, within_s: float, etag: str | None = None, past_caches: bool = False) -> Fetched:
         if url.endswith("/.well-known/openid-configuration"):
             self.asked.append((url, etag))
+            self.takes()
             return Fetched(json.dumps(self.metadata).encode(), None, 300, None)
-        return super().get(url, etag=etag)
+        return super().get(url, within_s=within_s, etag=etag, past_caches=past_caches)
 
 
 def test_an_issuers_keys_are_where_its_metadata_says_and_that_is_asked_once(clock: FakeClock) -> None:
@@ -535,7 +576,25 @@ def test_what_is_closed_fetches_no_more_and_says_so(source: Source, host: Host) 
     assert source.knows()
     with pytest.raises(KeysUnavailable, match="closed"):
         source.keys.ask()
-    assert source.keys._wait_until_due() is False
+    source.threads[0]()  # it ends
+
+
+def test_who_asked_before_it_was_closed_is_told_so(source: Source) -> None:
+    source.started()
+    source.live(1)
+    asked = source.keys.ask()
+    source.keys.close()
+    with pytest.raises(KeysUnavailable, match="closed"):
+        asked.answer.result(0)
+
+
+def test_what_was_closed_before_a_fork_is_closed_in_the_child(source: Source, host: Host) -> None:
+    source.started()
+    source.keys.close()
+    source.keys._begin_anew()
+    assert source.knows()
+    with pytest.raises(KeysUnavailable, match="closed"):
+        source.keys.ask()
 
 
 def test_the_child_of_a_fork_keeps_the_keys_and_has_a_thread_and_connections_of_its_own(
@@ -581,3 +640,142 @@ def test_a_verifier_over_it_tells_the_three_outcomes_apart(source: Source, host:
     host.body = _jwks(NEXT)
     clock.at += 30
     assert verifier.verify(token) == CLAIMS
+
+
+# ---- what must not stop it ----------------------------------------------------------------------
+
+
+def test_a_thread_that_cannot_be_had_is_no_verdict_and_is_tried_for_again(host: Host, clock: FakeClock) -> None:
+    threads: list[Callable[[], None]] = []
+
+    def start(run: Callable[[], None]) -> None:
+        if not threads:
+            threads.append(run)
+            raise RuntimeError("can't start new thread")
+        threads.append(run)
+
+    keys = RemoteKeys(URL, clock=clock, new_fetcher=lambda: host, start_thread=start)
+    with pytest.raises(KeysUnavailable, match="thread"):
+        keys.find(KID, now=NOW)
+    assert keys.find(KID, now=NOW) is None
+    assert len(threads) == 2
+
+
+def test_a_log_that_fails_stops_no_answer_and_no_thread(source: Source, host: Host) -> None:
+    class Broken(logging.Filter):
+        def filter(self, record: logging.LogRecord) -> bool:
+            raise KeyError("a fault of somebody else")
+
+    broken = Broken()
+    logger = logging.getLogger("authsvc.verifier")
+    host.problem = FetchFailed("down")
+    logger.addFilter(broken)
+    try:
+        asked = source.keys.ask()
+        with pytest.raises(KeyError):
+            source.run()
+        assert isinstance(asked.answer.exception(0), KeysUnavailable)
+        source.keys._left_s = lambda: (source.keys.close(), -1.0)[1]  # type: ignore[method-assign, func-returns-value]
+        source.threads[0]()  # it goes on to its end
+    finally:
+        logger.removeFilter(broken)
+
+
+def test_nothing_is_logged_while_others_are_locked_out(
+    source: Source, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+
+    class Watching(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            free = source.keys._changed._is_owned()  # type: ignore[attr-defined]
+            seen.append(not free)
+
+    watching = Watching()
+    logger = logging.getLogger("authsvc.verifier")
+    logger.addHandler(watching)
+    try:
+        host.problem = FetchFailed("down")
+        source.started()
+        host.problem = None
+        source.live(10)
+    finally:
+        logger.removeHandler(watching)
+    assert len(seen) == 2
+    assert all(seen)
+
+
+def test_keys_that_nobody_has_any_more_are_freed_and_their_thread_ends(host: Host, clock: FakeClock) -> None:
+    threads: list[Callable[[], None]] = []
+    keys = RemoteKeys(URL, clock=clock, new_fetcher=lambda: host, start_thread=threads.append)
+    keys.find(KID, now=NOW)
+    gone = weakref.ref(keys)
+    del keys
+    gc.collect()
+    assert gone() is None
+    assert host.closed == 1
+    threads[0]()
+
+
+def test_an_etag_is_not_sent_again_after_a_failure_nor_to_another_url(source: Source, host: Host) -> None:
+    """It may be what the host does not like; and of another URL it would vouch for other keys."""
+    source.started()
+    host.problem = FetchFailed("431")
+    source.live(240)
+    host.problem = None
+    source.live(1)
+    assert [etag for _, etag in host.asked] == [None, '"1"', None]
+    source.keys._url = f"{ISSUER}/elsewhere"
+    source.live(240)
+    assert host.asked[-1] == (f"{ISSUER}/elsewhere", None)
+
+
+def test_metadata_and_keys_share_one_deadline(clock: FakeClock) -> None:
+    issuer = Issuer()
+
+    def takes_two_seconds() -> None:
+        clock.at += 2
+
+    issuer.takes = takes_two_seconds
+    Source(issuer, clock, of=IssuerKeys, timeout_s=3).started()
+    assert issuer.within_s == [1.0]
+
+
+def test_known_keys_serve_on_while_their_refresh_takes_longer_than_they_are_fresh(
+    source: Source, host: Host, clock: FakeClock
+) -> None:
+    host.fresh_s = 30
+    source.started()
+    known: list[bool] = []
+
+    def slow() -> None:
+        clock.at += 7
+        known.append(source.knows())
+
+    source.keys._timeout_s = 8
+    host.meanwhile = slow
+    source.live(24)
+    assert known == [True]
+
+
+@pytest.mark.parametrize("how", ["open to others", "a link", "fresh for ever", "of a year ago", "no number"])
+def test_a_copy_on_disk_that_others_may_have_written_or_that_makes_no_sense_is_not_trusted(
+    host: Host, clock: FakeClock, tmp_path: Path, how: str
+) -> None:
+    kept_in = tmp_path / "jwks.json"
+    Source(host, clock, kept_in=kept_in).started()
+    document = json.loads(kept_in.read_bytes())
+    if how == "open to others":
+        kept_in.chmod(0o666)
+    elif how == "a link":
+        kept_in.rename(tmp_path / "elsewhere")
+        kept_in.symlink_to(tmp_path / "elsewhere")
+    elif how == "fresh for ever":
+        kept_in.write_text(json.dumps(document | {"fresh_s": 10**9}))
+    elif how == "of a year ago":
+        kept_in.write_text(json.dumps(document | {"fetched_at": NOW - 365 * 86_400}))
+    else:
+        kept_in.write_text(json.dumps(document).replace('"fresh_s": 300', '"fresh_s": 1e999'))
+    host.problem = FetchFailed("down")
+    source = Source(host, clock, kept_in=kept_in).started()
+    assert not source.knows()

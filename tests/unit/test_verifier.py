@@ -36,7 +36,7 @@ class Keys:
 
     def __init__(self, keys: Any = RING) -> None:
         self.keys = keys
-        self.asked: list[Future[None]] = []
+        self.asked: list[Future[bool]] = []
         self.found = 0
         self.answers: Any = lambda _: None
         self.is_ours = True
@@ -51,10 +51,10 @@ class Keys:
         return key
 
     def ask(self) -> Asked | None:
-        answer: Future[None] = Future()
+        answer: Future[bool] = Future()
         self.asked.append(answer)
         self.answers(answer)
-        return Asked(answer, self.is_ours)
+        return Asked(answer, self.is_ours, 5.0)
 
 
 @pytest.fixture
@@ -197,9 +197,9 @@ def test_a_foreign_or_dead_token_causes_no_fetch(what: str, clock: FakeClock) ->
 def test_a_token_under_an_unknown_key_is_good_when_the_answer_brings_the_key(clock: FakeClock) -> None:
     keys = Keys(keys=None)
 
-    def bring(answer: Future[None]) -> None:
+    def bring(answer: Future[bool]) -> None:
         keys.keys = RING
-        answer.set_result(None)
+        answer.set_result(True)
 
     keys.answers = bring
     assert _verifier(keys, clock).verify(_token()) == CLAIMS
@@ -208,14 +208,14 @@ def test_a_token_under_an_unknown_key_is_good_when_the_answer_brings_the_key(clo
 
 def test_a_token_whose_key_the_issuer_does_not_have_is_invalid(clock: FakeClock) -> None:
     keys = Keys()
-    keys.answers = lambda answer: answer.set_result(None)
+    keys.answers = lambda answer: answer.set_result(True)
     with pytest.raises(TokenInvalid):
         _verifier(keys, clock).verify(_under({}))
 
 
 def test_an_answer_from_before_the_question_leaves_it_open(clock: FakeClock) -> None:
     keys = Keys()
-    keys.answers, keys.is_ours = lambda answer: answer.set_result(None), False
+    keys.answers, keys.is_ours = lambda answer: answer.set_result(True), False
     with pytest.raises(KeysUnavailable) as undecided:
         _verifier(keys, clock).verify(_under({}))
     assert undecided.value.retry_after_s == 1
@@ -233,7 +233,7 @@ def test_without_an_answer_nobody_is_logged_out(clock: FakeClock) -> None:
 def test_a_known_token_is_good_though_the_fetch_for_another_failed_and_so_old_keys_serve_on(clock: FakeClock) -> None:
     keys = Keys(keys=None)
 
-    def fail(answer: Future[None]) -> None:
+    def fail(answer: Future[bool]) -> None:
         keys.keys = RING
         answer.set_exception(KeysUnavailable("the issuer is down", retry_after_s=7))
 
@@ -252,7 +252,7 @@ def test_in_asyncio_the_loop_goes_on_while_keys_are_waited_for(clock: FakeClock)
             await asyncio.sleep(0)
         seen.append("the loop goes on")
         keys.keys = RING
-        threading.Thread(target=keys.asked[0].set_result, args=(None,)).start()
+        threading.Thread(target=keys.asked[0].set_result, args=(True,)).start()
         return await task, seen
 
     claims, seen = asyncio.run(both())
@@ -263,8 +263,8 @@ def test_in_asyncio_the_loop_goes_on_while_keys_are_waited_for(clock: FakeClock)
 def test_in_asyncio_one_who_gives_up_takes_the_answer_from_nobody_else(clock: FakeClock) -> None:
     keys = Keys(keys=None)
     verifier = _verifier(keys, clock)
-    shared: Future[None] = Future()
-    keys.ask = lambda: Asked(shared, True)  # type: ignore[method-assign]
+    shared: Future[bool] = Future()
+    keys.ask = lambda: Asked(shared, True, 5.0)  # type: ignore[method-assign]
 
     async def both() -> Claims:
         impatient = asyncio.create_task(verifier.verify_async(_token()))
@@ -273,7 +273,7 @@ def test_in_asyncio_one_who_gives_up_takes_the_answer_from_nobody_else(clock: Fa
         impatient.cancel()
         await asyncio.sleep(0.01)
         keys.keys = RING
-        shared.set_result(None)
+        shared.set_result(True)
         return await patient
 
     assert asyncio.run(both()) == CLAIMS
@@ -326,7 +326,7 @@ def test_a_remembered_token_is_forgotten_with_its_key(clock: FakeClock) -> None:
     token = _token()
     verifier.verify(token)
     keys.keys = JwkSet(keyring(made_at=NOW - 1).jwks(now=NOW))
-    keys.answers = lambda answer: answer.set_result(None)
+    keys.answers = lambda answer: answer.set_result(True)
     with pytest.raises(TokenInvalid):
         verifier.verify(token)
 
