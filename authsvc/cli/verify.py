@@ -23,6 +23,7 @@ from authsvc.verifier import FileKeys, IssuerKeys, KeySource, RemoteKeys, Verifi
 _STANDARD_INPUT: Final = "-"
 _NOT_GOOD: Final = 1
 _CANNOT_BE_TOLD: Final = 3
+_LAST_DAY: Final = 253_402_000_000  # in the year 9999
 _TIMES: Final = ("issued_at", "expires_at", "auth_time")
 
 
@@ -56,15 +57,17 @@ def verify(
 
     Ends with 0 if it is good, 1 if it is not, 3 if that cannot be told because a key cannot be had.
     """
-    if issuer is None:
+    if not issuer:
         raise click.UsageError("who has to have issued it? Give --issuer URL, or set AUTHSVC_ISSUER")
     if token == _STANDARD_INPUT:
         token = sys.stdin.readline()
     token = token.strip().removeprefix("Bearer ").strip()
-    policy = Policy(issuer, audience, typ=("at+jwt", "JWT"), appids=appids or None, leeway_s=leeway_s)
     with ExitStack() as opened:
         try:
+            policy = Policy(issuer, audience or "api", typ=("at+jwt", "JWT"), appids=appids or None, leeway_s=leeway_s)
             verifier = opened.enter_context(Verifier(_keys(issuer, jwks), policy))
+        except TypeError as error:
+            raise click.UsageError(str(error)) from None
         except ValueError as error:
             raise click.UsageError(f"{jwks or issuer}: {error}") from None
         try:
@@ -101,7 +104,8 @@ def _table(claims: Claims) -> Table:
     table = Table("claim", "value", "")
     for name, value in asdict(claims).items():
         if value is not None:
-            when = f"{local_time(value)}, {relative(value, now=now)}" if name in _TIMES else ""
+            # Beyond that a calendar has no days; the claim itself may be larger.
+            when = f"{local_time(value)}, {relative(value, now=now)}" if name in _TIMES and value < _LAST_DAY else ""
             # As text: a value in square brackets is no markup of rich.
             table.add_row(name, Text(str(value)), when)
     return table

@@ -60,7 +60,8 @@ class BearerMiddleware:
         self._public = frozenset(public)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] not in ("http", "websocket") or scope["path"] in self._public:
+        # What else there may be one day (WebTransport) has no token that we know how to read.
+        if scope["type"] == "lifespan" or scope["path"] in self._public:
             await self._app(scope, receive, send)
             return
         given = [value.decode("latin-1") for name, value in scope["headers"] if name.lower() == b"authorization"]
@@ -69,8 +70,10 @@ class BearerMiddleware:
         except (TokenError, KeysUnavailable) as error:
             await _refuse(scope, send, refusal(error))
             return
-        state = {**scope.get("state", {}), "claims": claims}
-        await self._app({**scope, "state": state, "user": BearerUser(claims), "auth": BearerAuth()}, receive, send)
+        # In place, as Starlette's own do: who stands before us, a log or a handler of errors, sees it too.
+        scope.setdefault("state", {})["claims"] = claims
+        scope["user"], scope["auth"] = BearerUser(claims), BearerAuth()
+        await self._app(scope, receive, send)
 
 
 async def _refuse(scope: Scope, send: Send, answer: Refusal) -> None:

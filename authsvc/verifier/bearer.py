@@ -11,6 +11,9 @@ from authsvc.errors import KeysUnavailable, TokenError, TokenMalformed, TokenMis
 
 PROBLEM_JSON: Final = "application/problem+json"
 
+CLAIMS: Final = "authsvc.claims"
+"""Where the claims are in a WSGI environ."""
+
 _SCHEME: Final = "bearer"
 
 

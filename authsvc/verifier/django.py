@@ -7,10 +7,10 @@ settings.py: `AUTHSVC_VERIFIER = Verifier("https://auth.example.com", audience="
 from __future__ import annotations
 
 import functools
-from collections.abc import Awaitable, Callable
-from inspect import iscoroutinefunction
-from typing import Any
+from collections.abc import Awaitable, Callable, Generator
+from typing import Any, Self
 
+from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
@@ -53,36 +53,32 @@ def bearer_middleware(get_response: Callable[[HttpRequest], Any]) -> Callable[[H
 
 
 def login_required(view: Callable[..., Any]) -> Callable[..., Any]:
-    """The view runs with a good token alone; without any the answer is 401. Plain and async views."""
-    if iscoroutinefunction(view):
-
-        @functools.wraps(view)
-        async def checked_async(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
-            if _is_stranger(request):
-                return _refused(TokenMissing("no token"))
-            return await view(request, *args, **kwargs)
-
-        return checked_async
+    """The view runs with a good token alone; without any the answer is 401. For functions and classes, plain and async;
+    of a class: `@method_decorator(login_required, name="dispatch")`."""
 
     @functools.wraps(view)
     def checked(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
-        if _is_stranger(request):
+        # Without the middleware nobody has claims, and nobody gets in.
+        if getattr(request, "claims", None) is None:
             return _refused(TokenMissing("no token"))
         return view(request, *args, **kwargs)
 
-    return checked
+    return markcoroutinefunction(checked) if iscoroutinefunction(view) else checked
+
+
+class _Refused(HttpResponse):
+    """Django awaits what an async view gives back, and a decorator cannot always tell which kind it decorates."""
+
+    def __await__(self) -> Generator[None, None, Self]:
+        yield from ()
+        return self
 
 
 def _token(request: HttpRequest) -> str:
     return bearer_token([request.headers.get("Authorization", "")])
 
 
-def _is_stranger(request: HttpRequest) -> bool:
-    # Without the middleware nobody has claims, and nobody gets in.
-    return getattr(request, "claims", None) is None
-
-
 def _refused(error: TokenError | KeysUnavailable) -> HttpResponse:
     answer = refusal(error)
     headers = {name: value for name, value in answer.headers if name != "Content-Length"}
-    return HttpResponse(answer.body, status=answer.status, headers=headers)
+    return _Refused(answer.body, status=answer.status, headers=headers)

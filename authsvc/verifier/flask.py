@@ -6,12 +6,12 @@ import functools
 from collections.abc import Callable
 from typing import Any, Final, ParamSpec
 
-from flask import Flask, Response, current_app, g, request
+from flask import Flask, Response, current_app, request
 from werkzeug.local import LocalProxy
 
 from authsvc.claims import Claims
 from authsvc.errors import KeysUnavailable, TokenError
-from authsvc.verifier.bearer import bearer_token, refusal
+from authsvc.verifier.bearer import CLAIMS, bearer_token, refusal
 from authsvc.verifier.core import Verifier
 
 _EXTENSION: Final = "authsvc"
@@ -32,9 +32,12 @@ def login_required(view: Callable[_P, Any]) -> Callable[_P, Any]:
 
     @functools.wraps(view)
     def checked(*args: _P.args, **kwargs: _P.kwargs) -> Any:
-        verifier: Verifier = current_app.extensions[_EXTENSION]
+        verifier: Verifier | None = current_app.extensions.get(_EXTENSION)
+        if verifier is None:
+            raise RuntimeError("use_verifier(app, verifier) comes before the first request")
         try:
-            g.authsvc_claims = verifier.verify(bearer_token(request.headers.getlist("Authorization")))
+            # On the request itself: what is on `g` outlives it in a test that has an app context of its own.
+            request.environ[CLAIMS] = verifier.verify(bearer_token(request.headers.getlist("Authorization")))
         except (TokenError, KeysUnavailable) as error:
             answer = refusal(error)
             return Response(answer.body, answer.status, list(answer.headers))
@@ -44,9 +47,9 @@ def login_required(view: Callable[_P, Any]) -> Callable[_P, Any]:
 
 
 def _claims() -> Claims:
-    if "authsvc_claims" not in g:
+    claims = request.environ.get(CLAIMS)
+    if not isinstance(claims, Claims):
         raise RuntimeError("there are claims in a view with @login_required alone")
-    claims: Claims = g.authsvc_claims
     return claims
 
 

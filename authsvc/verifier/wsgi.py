@@ -6,16 +6,16 @@ The claims are in `environ["authsvc.claims"]`, the openid is `REMOTE_USER`.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from authsvc.errors import KeysUnavailable, TokenError
-from authsvc.verifier.bearer import bearer_token, refusal
+from authsvc.verifier.bearer import CLAIMS, bearer_token, refusal
 from authsvc.verifier.core import Verifier
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-CLAIMS: Final = "authsvc.claims"
+__all__ = ["CLAIMS", "BearerMiddleware"]
 
 
 class BearerMiddleware:
@@ -37,7 +37,7 @@ class BearerMiddleware:
             except (TokenError, KeysUnavailable) as error:
                 answer = refusal(error)
                 start_response(f"{answer.status} {answer.reason}", list(answer.headers))
-                return [answer.body]
+                return [] if environ.get("REQUEST_METHOD") == "HEAD" else [answer.body]
             environ[CLAIMS] = claims
             environ["REMOTE_USER"] = claims.openid
         return self._app(environ, start_response)

@@ -25,6 +25,8 @@ from django.conf import settings as django_settings
 from django.http import HttpRequest, JsonResponse
 from django.test import AsyncClient, Client
 from django.urls import path
+from django.utils.decorators import method_decorator
+from django.views import View
 from flask import Flask
 from starlette.applications import Starlette
 from starlette.authentication import requires
@@ -225,6 +227,16 @@ async def _django_me_async(request: HttpRequest) -> JsonResponse:
     return _django_me(request)
 
 
+class _DjangoView(View):
+    def get(self, request: HttpRequest) -> JsonResponse:
+        return _django_me(request)
+
+
+class _DjangoAsyncView(View):
+    async def get(self, request: HttpRequest) -> JsonResponse:
+        return _django_me(request)
+
+
 def _django_public(request: HttpRequest) -> JsonResponse:
     return JsonResponse({})
 
@@ -247,6 +259,8 @@ def _set_up_django() -> None:
             [
                 path("me", login_required(_django_me)),
                 path("me-async", login_required(_django_me_async)),
+                path("me-class", login_required(_DjangoView.as_view())),
+                path("me-dispatch", method_decorator(login_required, name="dispatch")(_DjangoAsyncView).as_view()),
                 path("public", _django_public),
             ]
         )
@@ -326,8 +340,9 @@ def test_without_a_token_there_is_a_challenge_and_no_error(ask: Ask) -> None:
         (lambda: FakeIssuer().token(), "invalid"),
         (lambda: "undefined", "malformed"),
         (lambda: f"{ISSUER.token()}, Bearer {ISSUER.token()}", "malformed"),
+        (lambda: f"{ISSUER.token()}, Basic dXNlcjpwYXNz", "malformed"),
     ],
-    ids=["expired", "forged", "another audience", "another issuer", "no token", "two tokens"],
+    ids=["expired", "forged", "another audience", "another issuer", "no token", "two tokens", "two schemes"],
 )
 def test_a_token_that_is_not_good_is_401_and_says_why(ask: Ask, token: Callable[[], str], code: str) -> None:
     answer = ask(Authorization=f"Bearer {token()}")
@@ -360,6 +375,62 @@ def test_in_flask_claims_outside_of_a_protected_view_are_a_mistake_that_is_told(
         assert for_flask.current_claims.openid
 
 
+def test_in_flask_claims_do_not_outlive_their_request() -> None:
+    app = _flask_app(ISSUER.verifier())
+
+    @app.get("/whose")
+    def whose() -> dict[str, str]:
+        return {"openid": for_flask.current_claims.openid}
+
+    app.testing = True
+    with app.app_context():
+        client = app.test_client()
+        assert client.get("/me", headers=ISSUER.authorization("oAlice")).status_code == 200
+        with pytest.raises(RuntimeError, match="login_required"):
+            client.get("/whose")
+
+
+def test_in_flask_an_app_without_a_verifier_says_what_is_missing() -> None:
+    app = Flask("users-own")
+    app.testing = True
+    app.get("/me")(for_flask.login_required(lambda: "in"))
+    with pytest.raises(RuntimeError, match="use_verifier"):
+        app.test_client().get("/me")
+
+
+def test_in_wsgi_the_answer_to_head_has_no_body() -> None:
+    said: list[str] = []
+    app = wsgi.BearerMiddleware(_wsgi_app, ISSUER.verifier())
+    environ = {"REQUEST_METHOD": "HEAD", "PATH_INFO": "/me"}
+    assert list(app(environ, lambda status, _headers, _error=None: said.append(status) or bytes)) == []  # type: ignore[func-returns-value]
+    assert said == ["401 Unauthorized"]
+
+
+def test_in_asgi_what_has_no_token_that_can_be_read_gets_nowhere_and_a_websocket_is_told_when_to_come_back() -> None:
+    async def app(*_: object) -> None:
+        pytest.fail("it got through")
+
+    async def refused(scope_type: str, verifier: Verifier) -> list[Any]:
+        sent: list[Any] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        async def receive() -> Any:
+            return {}
+
+        scope = {"type": scope_type, "path": "/", "headers": [(b"authorization", f"Bearer {ISSUER.token()}".encode())]}
+        if verifier is good:
+            scope["headers"] = []
+        await asgi.BearerMiddleware(app, verifier)(scope, receive, send)
+        return sent
+
+    good, down = ISSUER.verifier(), Verifier(Down(), ISSUER.policy)
+    assert asyncio.run(refused("webtransport", good))[0]["status"] == 401
+    assert asyncio.run(refused("websocket", good)) == [{"type": "websocket.close", "code": 1008}]
+    assert asyncio.run(refused("websocket", down)) == [{"type": "websocket.close", "code": 1013}]
+
+
 def test_in_wsgi_a_public_path_has_no_claims_whatever_is_sent() -> None:
     with _in_wsgi(ISSUER.verifier()) as ask:
         assert ask("/public", Authorization=f"Bearer {ISSUER.token()}").body == b"{}"
@@ -376,6 +447,24 @@ def test_in_starlette_its_own_decorator_works_and_a_websocket_is_opened_with_a_g
             with pytest.raises(websockets.exceptions.InvalidStatus) as refused:
                 websockets.sync.client.connect(url, additional_headers=headers)
             assert refused.value.response.status_code == 403
+
+
+@pytest.mark.parametrize("target", ["/me", "/me-async", "/me-class", "/me-dispatch"])
+@pytest.mark.parametrize("server", ["WSGI", "ASGI"])
+def test_in_django_every_kind_of_view_is_protected_under_either_kind_of_server(target: str, server: str) -> None:
+    _set_up_django()
+    django_settings.AUTHSVC_VERIFIER = ISSUER.verifier()
+
+    def status(headers: dict[str, str]) -> int:
+        if server == "WSGI":
+            return int(Client().get(target, headers=headers).status_code)
+
+        async def get() -> int:
+            return int((await AsyncClient().get(target, headers=headers)).status_code)
+
+        return asyncio.run(get())
+
+    assert [status(headers) for headers in ({}, ISSUER.authorization())] == [401, 200]
 
 
 def test_in_django_a_view_without_the_middleware_lets_nobody_in() -> None:

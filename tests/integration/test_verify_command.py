@@ -41,6 +41,14 @@ def test_a_good_token_is_good_and_its_claims_are_shown(issuer: FakeIssuer, jwks:
         assert shown in done.stdout
 
 
+def test_a_token_that_lives_longer_than_a_calendar_is_good_all_the_same(
+    issuer: FakeIssuer, jwks: str, tmp_path: Path
+) -> None:
+    token = issuer.token(expires_at=2**53 - 1)
+    done = authsvc("verify", token, "--issuer", ISSUER, "--jwks", jwks, cwd=tmp_path)
+    assert (done.returncode, str(2**53 - 1) in done.stdout, done.stderr) == (0, True, "")
+
+
 def test_as_json_it_is_for_programs(issuer: FakeIssuer, jwks: str, tmp_path: Path) -> None:
     done = authsvc("verify", issuer.token("oAlice"), "--issuer", ISSUER, "--jwks", jwks, "--json", cwd=tmp_path)
     said = json.loads(done.stdout)
@@ -101,6 +109,8 @@ def test_an_issuer_that_cannot_be_reached_is_no_verdict(issuer: FakeIssuer, tmp_
         ((), "--issuer"),
         (("--issuer", "http://auth.example.com"), "plain http"),
         (("--issuer", ISSUER, "--jwks", "nowhere.json"), "no file"),
+        (("--issuer", ""), "--issuer"),
+        (("--issuer", ISSUER, "--appid", ""), "appids"),
         (("--issuer", ISSUER, "--jwks", "http://auth.example.com/"), "plain http"),
     ],
 )

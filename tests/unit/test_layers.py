@@ -28,7 +28,7 @@ BASE = LAYERS[0] | LAYERS[1] | LAYERS[2] | {"verifier", "testing", "__init__"}
 # Adapters import the framework that they are for.
 ADAPTERS = {
     "verifier.flask": {"flask", "werkzeug"},
-    "verifier.django": {"django"},
+    "verifier.django": {"django", "asgiref"},
     "testing.fixtures": {"pytest"},
 }
 

@@ -74,6 +74,10 @@ def rejected() -> Iterator[dict[str, Any]]:
     yield from (
         case(f"white space: {t!r}", t, "malformed") for t in (f" {good}", f"{good}\n", f"{header}. {body}.{signature}")
     )
+    yield case(
+        "white space that a decoder would pass over", f"{header}.{body[:8]}    {body[8:]}.{signature}", "malformed"
+    )
+    yield case("a plus for a minus", f"{header}.{body}.+{signature[1:]}", "malformed")
     yield case("no signature", f"{header}.{body}.", "malformed")
     yield case("no header", f".{body}.{signature}", "malformed")
     yield case("characters of standard base64", f"{header}.{body}.{'+/' * 43}", "malformed")
@@ -144,6 +148,7 @@ def rejected() -> Iterator[dict[str, Any]]:
         "one byte less": raw[:-1],
         "one byte more": raw + b"\0",
         "halves of 33 bytes": b"\0" + raw[:32] + b"\0" + raw[32:],
+        "a zero byte before s": raw[:32] + b"\0" + raw[32:],
         "halves in the other order": raw[32:] + raw[:32],
         "r beyond the order": b"\xff" * 32 + raw[32:],
     }
