@@ -661,7 +661,7 @@ def test_a_thread_that_cannot_be_had_is_no_verdict_and_is_tried_for_again(host: 
     assert len(threads) == 2
 
 
-def test_a_log_that_fails_stops_no_answer_and_no_thread(source: Source, host: Host) -> None:
+def test_a_log_that_fails_stops_no_answer_and_no_thread(source: Source, host: Host, clock: FakeClock) -> None:
     class Broken(logging.Filter):
         def filter(self, record: logging.LogRecord) -> bool:
             raise KeyError("a fault of somebody else")
@@ -675,6 +675,7 @@ def test_a_log_that_fails_stops_no_answer_and_no_thread(source: Source, host: Ho
         with pytest.raises(KeyError):
             source.run()
         assert isinstance(asked.answer.exception(0), KeysUnavailable)
+        clock.at += 61  # so that it is said again
         source.keys._left_s = lambda: (source.keys.close(), -1.0)[1]  # type: ignore[method-assign, func-returns-value]
         source.threads[0]()  # it goes on to its end
     finally:
@@ -758,7 +759,10 @@ def test_known_keys_serve_on_while_their_refresh_takes_longer_than_they_are_fres
     assert known == [True]
 
 
-@pytest.mark.parametrize("how", ["open to others", "a link", "fresh for ever", "of a year ago", "no number"])
+@pytest.mark.parametrize(
+    "how",
+    ["open to others", "a link", "fresh for ever", "of a year ago", "of the beginning of all time", "no number"],
+)
 def test_a_copy_on_disk_that_others_may_have_written_or_that_makes_no_sense_is_not_trusted(
     host: Host, clock: FakeClock, tmp_path: Path, how: str
 ) -> None:
@@ -772,6 +776,8 @@ def test_a_copy_on_disk_that_others_may_have_written_or_that_makes_no_sense_is_n
         kept_in.symlink_to(tmp_path / "elsewhere")
     elif how == "fresh for ever":
         kept_in.write_text(json.dumps(document | {"fresh_s": 10**9}))
+    elif how == "of the beginning of all time":
+        kept_in.write_text(json.dumps(document).replace(f'"fetched_at": {NOW}', '"fetched_at": -1' + "0" * 400))
     elif how == "of a year ago":
         kept_in.write_text(json.dumps(document | {"fetched_at": NOW - 365 * 86_400}))
     else:

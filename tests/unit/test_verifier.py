@@ -221,6 +221,13 @@ def test_an_answer_from_before_the_question_leaves_it_open(clock: FakeClock) -> 
     assert undecided.value.retry_after_s == 1
 
 
+def test_an_answer_that_a_cache_has_kept_leaves_it_open(clock: FakeClock) -> None:
+    keys = Keys()
+    keys.answers = lambda answer: answer.set_result(False)
+    with pytest.raises(KeysUnavailable):
+        _verifier(keys, clock).verify(_under({}))
+
+
 def test_without_an_answer_nobody_is_logged_out(clock: FakeClock) -> None:
     keys = Keys()
     keys.answers = lambda answer: answer.set_exception(KeysUnavailable("the issuer is down", retry_after_s=7))
