@@ -122,6 +122,7 @@ class RemoteKeys:
         self._is_closed = False
         self._finalizer: weakref.finalize[..., Any] | None = None
         self._begin_anew()
+        self._read_copy()
         _SURVIVORS.add(self)
         _watch_forks()
 
@@ -204,8 +205,6 @@ class RemoteKeys:
         with self._changed:
             if self._is_started:
                 return
-            if self._copy is None:
-                self._read_copy()
             try:
                 self._start_thread(functools.partial(_keep_fresh, weakref.ref(self), self._changed))
             except RuntimeError:  # no more threads, or the end of the interpreter
