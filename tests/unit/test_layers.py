@@ -29,6 +29,7 @@ BASE = LAYERS[0] | LAYERS[1] | LAYERS[2] | {"verifier", "testing", "__init__"}
 ADAPTERS = {
     "verifier.flask": {"flask", "werkzeug"},
     "verifier.django": {"django", "asgiref"},
+    "verifier.grpc": {"grpc"},
     "testing.fixtures": {"pytest"},
 }
 
