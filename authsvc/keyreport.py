@@ -6,7 +6,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from authsvc.keyset import JWKS_STALE_IF_ERROR_S, KeyRecord, Keyset, Kind, Lifecycle, State
+from authsvc.keyset import (
+    JWKS_STALE_IF_ERROR_S,
+    VERIFIER_LEAST_FRESH_S,
+    KeyRecord,
+    Keyset,
+    Kind,
+    Lifecycle,
+    State,
+)
 from authsvc.rotation import is_due
 
 
@@ -108,7 +116,7 @@ def exposure(lifecycle: Lifecycle) -> tuple[Exposure, ...]:
     return (
         Exposure("this service, this host", lifecycle.reload_s, "each worker looks once a second"),
         Exposure("this service, other hosts", lifecycle.spread_s, "when the folder has reached them"),
-        Exposure("authsvc's Verifier", to_verifiers_s, "with its next refresh of the JWKS"),
+        Exposure("authsvc's Verifier", to_verifiers_s + VERIFIER_LEAST_FRESH_S, "with its next refresh of the JWKS"),
         Exposure("JOSE libraries that cache", to_verifiers_s + lifecycle.verifier_cache_s, "JWKS and their own cache"),
         Exposure("caches that cannot reach the issuer", past_outage_s, "stale-if-error; purge them if they are yours"),
         Exposure("verifiers cut off from the issuer", None, "until their limit for a stale JWKS (max_stale)"),

@@ -31,7 +31,7 @@ class Keyring:
     def epoch(self) -> object:
         return self
 
-    def ask(self) -> None:
+    def ask(self, *, issued_at: int) -> None:
         """There is nobody who would know more keys (see verifier.sources.KeySource)."""
 
     def signing_key(self, *, now: int) -> SigningKey:

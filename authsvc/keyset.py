@@ -23,6 +23,9 @@ TOKEN_TTL_LIMIT_S: Final = 86_400
 JWKS_STALE_IF_ERROR_S: Final = 3_600
 """How long a cache that cannot reach us may go on with the JWKS it has (RFC 5861, 4)."""
 
+VERIFIER_LEAST_FRESH_S: Final = 30
+"""For so long our own verifier goes on with a JWKS, however old the cache says it is that it came from."""
+
 
 class Kind(StrEnum):
     SIGNING = "signing"  # signs tokens; its public half is in the JWKS

@@ -63,14 +63,14 @@ class VerificationKey:
 class UnknownKey(TokenInvalid):
     """No key with this kid is at hand.
 
-    `is_plausible`: everything that can be said without the key speaks for the token, so that it is worth a look whether
-    there is such a key by now. A foreign or dead token, or one that no issuer of ours writes, is not.
+    With `unverified_claims` everything that can be said without the key speaks for the token, so that it is worth a
+    look whether there is such a key by now. A foreign or dead token, or one that no issuer of ours writes, has None.
     """
 
-    def __init__(self, unverified_kid: str, *, is_plausible: bool) -> None:
+    def __init__(self, unverified_kid: str, *, unverified_claims: Claims | None) -> None:
         super().__init__("no key with this kid")
         self.unverified_kid = unverified_kid
-        self.is_plausible = is_plausible
+        self.unverified_claims = unverified_claims
 
 
 class VerificationKeys(Protocol):
@@ -127,7 +127,7 @@ class JwkSet:
     def epoch(self) -> object:
         return self
 
-    def ask(self) -> None:
+    def ask(self, *, issued_at: int) -> None:
         """There is nobody to ask for more keys (see verifier.sources.KeySource)."""
 
     def find(self, unverified_kid: str, *, now: int) -> VerificationKey | None:  # noqa: ARG002 - a set knows no time
@@ -164,8 +164,8 @@ def open_token(token: str, keys: VerificationKeys, policy: Policy, *, now: int) 
         raise TokenMalformed(str(error)) from None
     key = keys.find(unverified_header.kid, now=now)
     if key is None:
-        plausible = _is_plausible(unverified_header, unverified_payload, policy, now=now)
-        raise UnknownKey(unverified_header.kid, is_plausible=plausible)
+        claims = _plausible_claims(unverified_header, unverified_payload, policy, now=now)
+        raise UnknownKey(unverified_header.kid, unverified_claims=claims)
     # RFC 8725, 3.1: the algorithm belongs to the key; the header may only agree.
     if unverified_header.alg != key.alg or key.alg not in policy.algorithms:
         raise TokenInvalid("alg is not the key's own, or not one of the policy's")
@@ -220,11 +220,10 @@ def _accepted(header: Header, payload: dict[str, Any], policy: Policy, *, now: i
     return claims
 
 
-def _is_plausible(header: Header, payload: dict[str, Any], policy: Policy, *, now: int) -> bool:
+def _plausible_claims(header: Header, payload: dict[str, Any], policy: Policy, *, now: int) -> Claims | None:
     if not _KID.fullmatch(header.kid) or header.alg not in policy.algorithms:
-        return False
+        return None
     try:
-        _accepted(header, payload, policy, now=now)
+        return _accepted(header, payload, policy, now=now)
     except TokenError:
-        return False
-    return True
+        return None

@@ -272,7 +272,7 @@ class _CurrentKeys:
     def epoch(self) -> object:
         return self._keys()
 
-    def ask(self) -> None:
+    def ask(self, *, issued_at: int) -> None:
         """There is nobody who would know more."""
 
     def find(self, unverified_kid: str, *, now: int) -> VerificationKey | None:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import click
 
-from authsvc.cli import keyviews, keywords
+from authsvc.cli import keysentences, keyviews
 from authsvc.cli.shared import DOTENV, console, local_time, plain_errors, relative, span
 from authsvc.clock import SystemClock
 from authsvc.drill import rehearse
@@ -190,7 +190,7 @@ def keys_rotate(dry_run: bool, early: bool, as_json: bool) -> None:
         return rotate(keyset, new, now=here.now, alg=here.settings.alg, early=early)
 
     change = _apply(here, transition, dry_run=dry_run)
-    _tell(here, change, keywords.of_rotation(change, now=here.now, early=early), dry_run=dry_run, as_json=as_json)
+    _tell(here, change, keysentences.of_rotation(change, now=here.now, early=early), dry_run=dry_run, as_json=as_json)
 
 
 @keys.command("rotate-store")
@@ -201,7 +201,7 @@ def keys_rotate_store(dry_run: bool, as_json: bool) -> None:
     """Make the next key that seals the side store; the old one goes when its last row has ended."""
     here = _here_with_keys()
     change = _apply(here, lambda keyset, new: rotate_store(keyset, new, now=here.now), dry_run=dry_run)
-    _tell(here, change, keywords.of_store_rotation(change, now=here.now), dry_run=dry_run, as_json=as_json)
+    _tell(here, change, keysentences.of_store_rotation(change, now=here.now), dry_run=dry_run, as_json=as_json)
 
 
 @keys.command("rotate-all")
@@ -218,8 +218,8 @@ def keys_rotate_all(dry_run: bool, as_json: bool) -> None:
 
     change = _apply(here, transition, dry_run=dry_run)
     lines = [
-        *keywords.of_rotation(change, now=here.now, early=False),
-        *keywords.of_store_rotation(change, now=here.now),
+        *keysentences.of_rotation(change, now=here.now, early=False),
+        *keysentences.of_store_rotation(change, now=here.now),
     ]
     _tell(here, change, lines, dry_run=dry_run, as_json=as_json)
 
@@ -274,7 +274,7 @@ def keys_revoke(kid: str | None, everything: bool, reason: str, yes: bool, dry_r
         said, settled = ([], True) if dry_run else _settle(here, done)
         _tell(here, done, [f"Nothing was changed: {kid} is revoked already.", *said], as_json=as_json)
         sys.exit(0 if settled else 1)
-    warning = keywords.before_revocation(planned, kid, now=here.now)
+    warning = keysentences.before_revocation(planned, kid, now=here.now)
     if not dry_run and not yes:
         _confirm(kid or "revoke all", warning, as_json=as_json)
         here = here.after_a_question()

@@ -88,7 +88,7 @@ def verify(
 def _keys(issuer: str, jwks: str | None) -> KeySource:
     if jwks is None:
         return IssuerKeys(issuer)
-    if jwks.startswith(("https://", "http://")):
+    if jwks.lower().startswith(("https://", "http://")):
         return RemoteKeys(jwks)
     if not Path(jwks).is_file():
         raise click.UsageError(f"there is no file {jwks}")

@@ -178,7 +178,7 @@ class _Keys:
     def find(self, unverified_kid: str, *, now: int) -> VerificationKey | None:
         return self._issuer._revoked.get(unverified_kid) or self._current().find(unverified_kid, now=now)
 
-    def ask(self) -> None:
+    def ask(self, *, issued_at: int) -> None:
         """There is nobody who would know more."""
 
     def _current(self) -> JwkSet:

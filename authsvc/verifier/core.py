@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Mapping
 from concurrent.futures import TimeoutError as NotInTime
 from typing import Any, Final, Self
@@ -14,14 +13,12 @@ from authsvc.errors import KeysUnavailable, TokenExpired
 from authsvc.tokens import JwkSet, UnknownKey, open_token
 from authsvc.verifier.memory import Memory
 from authsvc.verifier.remote import IssuerKeys
-from authsvc.verifier.sources import Asked, KeySource
+from authsvc.verifier.sources import Asked, KeySource, Loud
 
 REMEMBERED: Final = 10_000
 MEMORY_BYTES: Final = 16 << 20
 
 _RETRY_AFTER_S: Final = 1
-
-_log = logging.getLogger("authsvc.verifier")
 
 
 class Verifier:
@@ -60,6 +57,7 @@ class Verifier:
         self._keys = _source(keys, self._clock)
         self._memory = Memory(remember, max_bytes=MEMORY_BYTES) if remember > 0 else None
         self._first_appid: str | None = None
+        self._loud = Loud(self._clock)
 
     def verify(self, token: str) -> Claims:
         """The claims of a genuine, living token for this policy.
@@ -122,7 +120,8 @@ class Verifier:
 
     def _ask(self, unknown: UnknownKey) -> Asked:
         # A foreign or dead token is not worth a fetch, whoever sends a thousand of them.
-        asked = self._keys.ask() if unknown.is_plausible else None
+        claims = unknown.unverified_claims
+        asked = self._keys.ask(issued_at=claims.issued_at) if claims is not None else None
         if asked is None:
             raise unknown from None
         return asked
@@ -140,18 +139,17 @@ class Verifier:
             raise KeysUnavailable("the key of this token is not known yet", retry_after_s=_RETRY_AFTER_S) from None
 
     def _noted(self, claims: Claims) -> Claims:
-        if self._policy.appids is None and claims.appid != self._first_appid:
-            if self._first_appid is None:
-                self._first_appid = claims.appid
-            elif self._first_appid:
-                _log.warning(
+        first = self._first_appid
+        if self._policy.appids is None and claims.appid != first:
+            self._first_appid = claims.appid if first is None else ""  # said once
+            if first:
+                self._loud.say(
                     "the issuer %s serves several mini-programs, %s and %s among them, and this verifier takes the "
                     "users of all of them; name yours with appids=(...)",
                     self._policy.issuer,
-                    self._first_appid,
+                    first,
                     claims.appid,
                 )
-                self._first_appid = ""  # said once
         return claims
 
 

@@ -6,8 +6,10 @@ to this very machine.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import ipaddress
+import os
 import ssl
 import time
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from authsvc.verifier.sources import MAX_JWKS_BYTES
 
 _HEADERS: Final = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "authsvc-verifier"}
 _NO_CACHE: Final = 0
+_ODD_AGE_S: Final = 86_400  # of a cache whose word is no number
 _MAX_ETAG_CHARS: Final = 256  # it goes back in a header, and hosts refuse long ones
 # A connection that was idle for longer may have been forgotten by whatever stands between, without a word.
 _IDLE_S: Final = 30.0
@@ -37,7 +40,7 @@ class Fetched:
     etag: str | None
     fresh_s: int | None  # how much longer caches may keep it (RFC 9111, 4.2); None: it does not say
     date: int | None  # the host's own time, Unix seconds
-    is_cached: bool = False  # from a cache on the way (RFC 9111, 5.1)
+    age_s: int = 0  # how long a cache on the way has had it (RFC 9111, 5.1)
 
 
 class Fetcher:
@@ -73,6 +76,16 @@ class Fetcher:
             return self._get(parts, headers, ends_at)
         except (OSError, http.client.HTTPException) as error:
             raise _failed(error) from None
+
+    def abandon(self) -> None:
+        """In the child of a fork: let go of our copy of the connection, of which the parent may be in the middle.
+
+        Closing it in earnest would wait for a lock that a thread of the parent holds.
+        """
+        connection, self._connection, self._origin = self._connection, None, None
+        if connection is not None and connection.sock is not None:
+            with contextlib.suppress(OSError):
+                os.close(connection.sock.detach())
 
     def close(self) -> None:
         if self._connection is not None:
@@ -191,7 +204,7 @@ def _fetched(reply: http.client.HTTPResponse, body: bytes | None) -> Fetched:
         etag if 0 < len(etag) <= _MAX_ETAG_CHARS else None,
         _fresh_s(headers),
         _date(headers.get("Date")),
-        is_cached=(headers.get("Age") or "0").strip() != "0",
+        _age_s(headers),
     )
 
 
@@ -202,9 +215,13 @@ def _fresh_s(headers: http.client.HTTPMessage) -> int | None:
     for directive in directives:
         name, _, value = directive.partition("=")
         if name == "max-age" and _is_count(value.strip('"')):
-            age = (headers.get("Age") or "").strip()
-            return max(int(value.strip('"')) - (int(age) if _is_count(age) else 0), 0)
+            return max(int(value.strip('"')) - _age_s(headers), 0)
     return None
+
+
+def _age_s(headers: http.client.HTTPMessage) -> int:
+    age = (headers.get("Age") or "0").strip()
+    return int(age) if _is_count(age) else _ODD_AGE_S
 
 
 def _is_count(text: str) -> bool:

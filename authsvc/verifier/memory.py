@@ -10,7 +10,7 @@ from typing import Final
 
 from authsvc.claims import Claims
 
-_CLAIMS_BYTES: Final = 1_300
+_CLAIMS_BYTES: Final = 700
 """What one token's claims take, beside its text."""
 
 

@@ -19,7 +19,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -28,6 +28,7 @@ from authsvc.clock import Clock, SystemClock
 from authsvc.encoding import NotCanonical, parse_json_object
 from authsvc.errors import KeysUnavailable
 from authsvc.jwk import BadJwk
+from authsvc.keyset import VERIFIER_LEAST_FRESH_S
 from authsvc.tokens import JwkSet, VerificationKey
 from authsvc.verifier.fetch import Fetched, Fetcher, FetchFailed, checked_url, is_loopback
 from authsvc.verifier.sources import MAX_JWKS_BYTES, Asked, Loud, parse_jwks
@@ -39,7 +40,7 @@ MAX_STALE_S: Final = 3_600
 _DISCOVERY: Final = "/.well-known/openid-configuration"
 
 # What Cache-Control says is believed within these bounds, and the next fetch is due when that part of it is over.
-_LEAST_FRESH_S: Final = 30
+_LEAST_FRESH_S: Final = VERIFIER_LEAST_FRESH_S
 _MOST_FRESH_S: Final = 3_600
 _FRESH_IF_UNSAID_S: Final = 300
 _REFRESH_AT: Final = 0.8
@@ -48,6 +49,9 @@ _JITTER: Final = 0.1
 _AGAIN_AFTER_S: Final = (1.0, 2.0, 5.0, 10.0)  # failures, one after the other; then every cool-down
 _CLOCK_OFF_S: Final = 60
 _OLDEST_COPY_S: Final = 30 * 86_400
+# A key is in the JWKS of every host before, or at the worst so long after, it signs: reload + replication + skew of the
+# default policy (keys/README.md).
+_EVERYWHERE_AFTER_S: Final = 185
 _MAX_WAITING: Final = 8  # for the answer about an unknown kid
 _COPY_FORMAT: Final = "authsvc-jwks-copy/1"
 
@@ -63,6 +67,9 @@ class Fetching(Protocol):
     def close(self) -> None:
         """Let go of the connection; `get` opens another one."""
 
+    def abandon(self) -> None:
+        """The same in the child of a fork, without waiting for anything."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Copy:
@@ -70,6 +77,8 @@ class _Copy:
 
     keys: JwkSet
     body: bytes
+    etag: tuple[str, str] | None  # of which URL, and what
+    as_of: int  # Unix seconds: when the issuer itself last said so
     fetched_at: float
     fresh_until: float
 
@@ -104,6 +113,9 @@ class RemoteKeys:
         The last three are for tests: 0 to 1, what fetches, made anew after a fork, and what runs the thread.
         """
         checked_url(url)
+        for name, seconds in (("timeout_s", timeout_s), ("cool_down_s", cool_down_s), ("max_stale_s", max_stale_s)):
+            if not math.isfinite(seconds) or seconds < 0 or (name == "timeout_s" and seconds == 0):
+                raise ValueError(f"{name} is a number of seconds")
         self._url = url
         self._source = url.partition("?")[0]
         self._timeout_s = timeout_s
@@ -116,7 +128,6 @@ class RemoteKeys:
         self._jitter = jitter
         self._loud = Loud(self._clock)
         self._copy: _Copy | None = None
-        self._etag: tuple[str, str] | None = None  # of which URL, and what
         self._usable_until = float("-inf")
         self._failures = 0
         self._is_closed = False
@@ -130,7 +141,7 @@ class RemoteKeys:
         """Everything that a thread, a lock or a connection of the parent process has to do with."""
         if self._finalizer is not None:
             self._finalizer.detach()
-            self._fetcher.close()  # our copy of the descriptor; the parent goes on with its own
+            self._fetcher.abandon()
         self._fetcher = self._new_fetcher()
         self._changed = threading.Condition()
         self._is_started = self._is_closed
@@ -157,22 +168,29 @@ class RemoteKeys:
         keys = self.epoch
         return keys.find(unverified_kid, now=now) if isinstance(keys, JwkSet) else None
 
-    def ask(self) -> Asked:
-        """Raises: KeysUnavailable if the budget is spent: `retry_after_s` says when it is not."""
-        if not self._is_started:
-            self._start()
+    def ask(self, *, issued_at: int) -> Asked | None:
+        """None if the keys at hand are of a time when every host of the issuer had the key of such a token.
+
+        Raises: KeysUnavailable if the budget is spent: `retry_after_s` says when it is not.
+        """
+        keys, copy = self.epoch, self._copy
+        if keys is not None and copy is not None and issued_at < copy.as_of - _EVERYWHERE_AFTER_S:
+            return None
         with self._changed:
             now = self._clock.monotonic()
             if self._is_closed:
                 raise KeysUnavailable("this source of keys is closed", retry_after_s=60)
             if self._under_way is None and self._wanted is None:
-                if now < self._ask_again_at:
+                # A fetch that is due anyway, such as the first of all, is on nobody's account.
+                is_due = now >= self._due_at
+                if not is_due and now < self._ask_again_at:
                     again_at = min(self._ask_again_at, self._due_at) if self._failures else self._ask_again_at
                     raise KeysUnavailable(
                         f"the keys of {self._source} were asked for a moment ago",
                         retry_after_s=max(math.ceil(again_at - now), 1),
                     )
-                self._ask_again_at = now + self._cool_down_s
+                if not is_due:
+                    self._ask_again_at = now + self._cool_down_s
                 self._wanted = Future()
                 self._waiting = 0
                 self._changed.notify_all()
@@ -226,66 +244,57 @@ class RemoteKeys:
                 # Those who need no other key do not wait, should it take longer than what is left of these.
                 self._usable_until = max(self._usable_until, now + self._timeout_s + 1)
             has_failed_before = self._failures > 0
-        is_new, problem = False, None
+        fetched, problem = None, None
         try:
             fetched = self._fetched(self._fetcher, now + self._timeout_s, past_caches=is_asked_for)
-            self._take(fetched)
-            is_new = not fetched.is_cached
+            self._copy = self._taken(fetched)
         except (FetchFailed, BadJwk, ValueError) as error:
             problem = str(error)
         except Exception as error:  # noqa: BLE001 - whoever waits has to be told
             problem = f"an unexpected {type(error).__name__}"
-        retry_after_s = 1
-        try:
-            with self._changed:
-                self._schedule(has_failed=problem is not None)
-                retry_after_s = max(math.ceil(self._due_at - self._clock.monotonic()), 1)
-        finally:
-            with self._changed:
-                self._under_way = None
-                self._waiting = 0
-                if self._is_closed:
-                    self._fetcher.close()
-            if problem is None:
-                answer.set_result(is_new)
-            else:
-                why = f"the keys of {self._source} cannot be had: {problem}"
-                answer.set_exception(KeysUnavailable(why, retry_after_s=retry_after_s))
-        # Last, and without the lock: a log may go over a network.
-        self._say(problem, has_failed_before=has_failed_before)
+        if problem is not None and self._copy is not None:
+            # The etag goes: it may be what the host does not like, or of an answer that was none.
+            self._copy = replace(self._copy, etag=None)
+        with self._changed:
+            self._schedule(has_failed=problem is not None)
+            retry_after_s = max(math.ceil(self._due_at - self._clock.monotonic()), 1)
+            self._under_way = None
+            self._waiting = 0
+            if self._is_closed:
+                self._fetcher.close()
+        if fetched is not None and problem is None:
+            answer.set_result(fetched.age_s == 0)
+        else:
+            why = f"the keys of {self._source} cannot be had: {problem}"
+            answer.set_exception(KeysUnavailable(why, retry_after_s=retry_after_s))
+        # Last, and without the lock: a log may go over a network, and a disk may hang.
+        self._say(problem, fetched, has_failed_before=has_failed_before)
+        if problem is None:
+            self._keep()
 
     def _fetched(self, fetcher: Fetching, ends_at: float, *, past_caches: bool) -> Fetched:
         """What the host answers, within what is left until `ends_at` of the monotonic clock."""
-        etag = self._etag[1] if self._etag is not None and self._etag[0] == self._url else None
-        self._etag = None  # after a failure: it may be what the host does not like
+        known = self._copy.etag if self._copy is not None else None
+        etag = known[1] if known is not None and known[0] == self._url else None
         within_s = max(ends_at - self._clock.monotonic(), 0.001)
         fetched = fetcher.get(self._url, within_s=within_s, etag=etag, past_caches=past_caches)
         if fetched.body is None and etag is None:
             raise FetchFailed("304 for what was never fetched")
-        etag_now = etag if fetched.body is None else fetched.etag
-        self._etag = (self._url, etag_now) if etag_now else None
-        return fetched
+        return fetched if fetched.body is not None else replace(fetched, etag=etag)
 
-    def _take(self, fetched: Fetched) -> None:
-        now = self._clock.monotonic()
+    def _taken(self, fetched: Fetched) -> _Copy:
+        now, wall = self._clock.monotonic(), self._clock.now()
         fresh_s = _FRESH_IF_UNSAID_S if fetched.fresh_s is None else fetched.fresh_s
         fresh_until = now + min(max(fresh_s, _LEAST_FRESH_S), _MOST_FRESH_S)
+        etag = (self._url, fetched.etag) if fetched.etag else None
+        # A cache passes on the Date that the host has said (RFC 9110, 6.6.1).
+        as_of = min(wall - fetched.age_s, wall if fetched.date is None else fetched.date)
         old = self._copy
         if old is not None and fetched.body in (None, old.body):
-            copy = _Copy(old.keys, old.body, now, fresh_until)  # the same keys, and so the same epoch
-        else:
-            body = fetched.body or b""
-            copy = _Copy(parse_jwks(body), body, now, fresh_until)
-            for why in sorted(set(copy.keys.passed_over)):
-                self._loud.say(f"a key of %s is passed over: {why}", self._source)
-        self._copy = copy
-        if fetched.date is not None and abs(fetched.date - self._clock.now()) > _CLOCK_OFF_S:
-            self._loud.say(
-                "this clock and that of %s differ by %s s: tokens are refused too soon or too late",
-                self._source,
-                abs(fetched.date - self._clock.now()),
-            )
-        self._keep(copy)
+            # The same keys, and so the same epoch.
+            return _Copy(old.keys, old.body, etag, as_of, now, fresh_until)
+        body = fetched.body or b""
+        return _Copy(parse_jwks(body), body, etag, as_of, now, fresh_until)
 
     def _schedule(self, *, has_failed: bool) -> None:
         now = self._clock.monotonic()
@@ -303,11 +312,19 @@ class RemoteKeys:
             early = 1 - _JITTER + 2 * _JITTER * self._jitter()
             self._due_at = now + (self._copy.fresh_until - now) * _REFRESH_AT * early
 
-    def _say(self, problem: str | None, *, has_failed_before: bool) -> None:
+    def _say(self, problem: str | None, fetched: Fetched | None, *, has_failed_before: bool) -> None:
         now, copy = self._clock.monotonic(), self._copy
+        if problem is None and copy is not None and fetched is not None:
+            for why in sorted(set(copy.keys.passed_over)) if fetched.body is not None else ():
+                self._loud.say(f"a key of %s is passed over: {why}", self._source)
+            off_s = abs(fetched.date - self._clock.now()) if fetched.date is not None and not fetched.age_s else 0
+            if off_s > _CLOCK_OFF_S:
+                message = "this clock and that of %s differ by %s s: tokens are refused too soon or too late"
+                self._loud.say(message, self._source, off_s)
         if problem is None:
             if has_failed_before:
-                _log.warning("the keys of %s can be had again", self._source)
+                with contextlib.suppress(Exception):
+                    _log.warning("the keys of %s can be had again", self._source)
         elif copy is None:
             self._loud.say("the keys of %s cannot be had: %s", self._source, problem, level=logging.ERROR)
         elif now >= self._usable_until:
@@ -320,18 +337,20 @@ class RemoteKeys:
 
     # ---- the copy on disk ----
 
-    def _keep(self, copy: _Copy) -> None:
-        if self._kept_in is None:
+    def _keep(self) -> None:
+        copy = self._copy
+        if self._kept_in is None or copy is None:
             return
         document = {
             "format": _COPY_FORMAT,
             "source": self._source,
+            "as_of": copy.as_of,
             "fetched_at": self._clock.now(),
             "fresh_s": round(copy.fresh_until - copy.fetched_at),
             "jwks": copy.body.decode("utf-8"),
         }
         try:
-            data = json.dumps(document).encode("ascii")
+            data = json.dumps(document, ensure_ascii=False).encode("utf-8")
             durable.replace(self._kept_in.parent, self._kept_in.name, data, writer=self._writer)
         except OSError as error:
             self._loud.say("the keys of %s cannot be kept in %s: %s", self._source, self._kept_in, error.strerror)
@@ -344,15 +363,15 @@ class RemoteKeys:
             document = parse_json_object(_read_own(self._kept_in))
             if (document["format"], document["source"]) != (_COPY_FORMAT, self._source):
                 raise ValueError("of another issuer, or another version")
-            fetched_at, fresh_s = document["fetched_at"], document["fresh_s"]
-            if type(fetched_at) is not int or type(fresh_s) is not int or not 0 <= fresh_s <= _MOST_FRESH_S:
+            as_of, fetched_at, fresh_s = (document[name] for name in ("as_of", "fetched_at", "fresh_s"))
+            if any(type(time) is not int for time in (as_of, fetched_at, fresh_s)) or not 0 <= fresh_s <= _MOST_FRESH_S:
                 raise ValueError("with times that are none")
             age_s = self._clock.now() - fetched_at
-            if not -_CLOCK_OFF_S <= age_s <= _OLDEST_COPY_S:
+            if not -_CLOCK_OFF_S <= age_s <= _OLDEST_COPY_S or as_of > fetched_at + _CLOCK_OFF_S:
                 raise ValueError("from the future, or too old")
             body = document["jwks"].encode("utf-8")
             at = self._clock.monotonic() - max(age_s, 0)
-            self._copy = _Copy(parse_jwks(body), body, at, at + fresh_s)
+            self._copy = _Copy(parse_jwks(body), body, None, as_of, at, at + fresh_s)
             self._usable_until = self._copy.fresh_until
         except FileNotFoundError:
             pass
@@ -424,7 +443,9 @@ def _keep_fresh(keys_ref: weakref.ref[RemoteKeys], changed: threading.Condition)
             left_s = keys._left_s()
             if left_s > 0:
                 del keys
-                changed.wait(left_s)
+                # Ours may have been the last hold on it, and what wakes us then has been and gone.
+                if keys_ref() is not None:
+                    changed.wait(left_s)
                 continue
         try:
             keys.fetch()

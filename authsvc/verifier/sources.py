@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from concurrent.futures import Future
@@ -47,9 +48,10 @@ class KeySource(Protocol):
     def find(self, unverified_kid: str, *, now: int) -> VerificationKey | None:
         """The key that is trusted, or known as revoked, at `now` (Unix seconds); None if there is none at hand."""
 
-    def ask(self) -> Asked | None:
-        """Have the keys fetched anew, for a kid that is not at hand. None: what is at hand is all there is.
+    def ask(self, *, issued_at: int) -> Asked | None:
+        """Have the keys fetched anew, for a kid that is not at hand, in a token that says it was issued at that time.
 
+        None: what is at hand is all there is, or was, long after that.
         Raises: KeysUnavailable if that cannot be, or was done a moment ago.
         """
 
@@ -76,7 +78,7 @@ class FileKeys:
         keys = self.epoch
         return keys.find(unverified_kid, now=now) if isinstance(keys, JwkSet) else None
 
-    def ask(self) -> Asked | None:
+    def ask(self, *, issued_at: int) -> Asked | None:  # noqa: ARG002 - a file is what it is
         if self._keys is None:
             raise KeysUnavailable(f"{self._path} has no keys that can be used", retry_after_s=round(_LOOK_EVERY_S))
         return None
@@ -110,7 +112,7 @@ def parse_jwks(data: bytes) -> JwkSet:
 
 
 class Loud:
-    """Says a problem at once, and then once a minute while it lasts."""
+    """Says a problem at once, and then once a minute while it lasts. Where the log fails, nothing else does."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -120,4 +122,5 @@ class Loud:
         now = self._clock.monotonic()
         if now >= self._said.get(message, float("-inf")) + _SAY_EVERY_S:
             self._said[message] = now
-            _log.log(level, message, *args)
+            with contextlib.suppress(Exception):
+                _log.log(level, message, *args)

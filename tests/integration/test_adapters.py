@@ -66,7 +66,7 @@ class Down:
     def find(self, unverified_kid: str, *, now: int) -> None:
         return None
 
-    def ask(self) -> None:
+    def ask(self, *, issued_at: int) -> None:
         raise KeysUnavailable("the issuer is down", retry_after_s=7)
 
 

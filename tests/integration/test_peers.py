@@ -178,7 +178,7 @@ def _haproxy(issuer: Issuer, folder: Path) -> Iterator[Peer]:
             (README_ISSUER, issuer.service.url),
             ("bind :8080", f"bind 127.0.0.1:{front}"),
             ("    # one line for each key\n", lines),
-            ("127.0.0.1:3001", f"127.0.0.1:{backend}"),
+            ("127.0.0.1:8000", f"127.0.0.1:{backend}"),
         ):
             assert text.count(shown) == 1, shown
             text = text.replace(shown, here)
@@ -285,7 +285,7 @@ def _apache(issuer: Issuer, folder: Path) -> Iterator[Peer]:
     backend, front = free_port(), free_port()
     folder.chmod(0o777)  # for the user that Apache becomes when root starts it
     text = _block("apache").replace(f"iss:{README_ISSUER}", f"iss:{issuer.service.url}")
-    text = text.replace("127.0.0.1:3001", f"127.0.0.1:{backend}")
+    text = text.replace("127.0.0.1:8000", f"127.0.0.1:{backend}")
     assert (text.count(README_ISSUER), text.count(issuer.service.url)) == (1, 1)
     lines = [
         f"ServerRoot {folder}",

@@ -212,8 +212,9 @@ def test_a_misbehaving_issuer_takes_no_good_keys_away(issuer: Issuer, what: str)
     verifier = Verifier(keys, issuer.policy)
     issuer.answer = MISBEHAVIOUR[what]
     with contextlib.suppress(OSError):
-        asked = keys.ask()
+        asked = keys.ask(issued_at=int(time.time()))
         keys.fetch()
+    assert asked is not None
     assert isinstance(asked.answer.exception(0) or KeysUnavailable("304", retry_after_s=1), KeysUnavailable)
     assert _outcome(lambda: verifier.verify(issuer.token())) == "ok"
 
@@ -390,6 +391,27 @@ def test_the_children_of_a_fork_verify_with_the_keys_at_hand_and_fetch_their_own
         assert in_child(partial(_outcome_of, verifier, token)) == "ok"
     issuer.ring = NEXT
     assert in_child(partial(_outcome_of, verifier, under_next)) == "ok"
+
+
+def test_a_fork_while_an_answer_is_read_leaves_no_child_hanging(issuer: Issuer) -> None:
+    """A thread of the parent is in the middle of a read, and holds what closing the connection would wait for."""
+    reading = threading.Event()
+
+    def stalls(handler: BaseHTTPRequestHandler) -> None:
+        _raw(handler, b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + b"x" * 50)
+        handler.wfile.flush()
+        reading.set()
+        time.sleep(TIMEOUT_S)
+
+    issuer.answer = stalls
+    verifier = _verifier(issuer)
+    waiting = threading.Thread(target=_outcome_of, args=(verifier, issuer.token()))
+    waiting.start()
+    reading.wait(10)
+    time.sleep(0.1)
+    issuer.answer = None
+    assert in_child(partial(_outcome_of, verifier, issuer.token())) == "ok"
+    waiting.join()
 
 
 def test_a_fork_in_the_middle_of_everything_leaves_no_child_hanging(issuer: Issuer) -> None:

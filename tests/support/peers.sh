@@ -1,7 +1,7 @@
 #!/bin/sh
 # What other teams verify our tokens with, for the tests: Node packages; HAProxy, Apache and Go from Debian's packages,
-# unpacked into a folder of ours. Nothing on the system is changed. What cannot be had is said; its tests skip, or fail
-# where CI is set.
+# unpacked into a folder of ours. Nothing is installed on the system; root may get it the package lists. What cannot be
+# had is said; its tests skip, or fail where CI is set.
 set -u
 cd "$(dirname "$0")/../.."
 peers=$1

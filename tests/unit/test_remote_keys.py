@@ -5,9 +5,12 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import math
 import stat
 import weakref
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +45,10 @@ class Host:
         self.meanwhile: Callable[[], object] = lambda: None
         self.asked: list[tuple[str, str | None]] = []
         self.closed = 0
+        self.abandoned = 0
         self.within_s: list[float] = []
         self.past_caches: list[bool] = []
-        self.is_cached = False
+        self.age_s = 0
 
     def get(self, url: str, *, within_s: float, etag: str | None = None, past_caches: bool = False) -> Fetched:
         self.asked.append((url, etag))
@@ -53,10 +57,13 @@ class Host:
         self.meanwhile()
         if self.problem is not None:
             raise self.problem
-        return Fetched(self.body, self.etag, self.fresh_s, self.date, self.is_cached)
+        return Fetched(self.body, self.etag, self.fresh_s, self.date, self.age_s)
 
     def close(self) -> None:
         self.closed += 1
+
+    def abandon(self) -> None:
+        self.abandoned += 1
 
 
 @pytest.fixture
@@ -84,6 +91,10 @@ class Source:
             **options,
         )
 
+    def ask(self) -> Asked:
+        """For a token that was issued at this moment."""
+        return _ask(self.keys)
+
     def run(self) -> None:
         if self.keys._wanted is not None or self.clock.monotonic() >= self.keys._due_at:
             self.keys.fetch()
@@ -105,6 +116,12 @@ class Source:
 @pytest.fixture
 def source(host: Host, clock: FakeClock) -> Source:
     return Source(host, clock)
+
+
+def _ask(keys: RemoteKeys) -> Asked:
+    asked = keys.ask(issued_at=keys._clock.now())
+    assert asked is not None
+    return asked
 
 
 def _answered(asked: Asked) -> bool:
@@ -197,31 +214,43 @@ def test_for_unknown_kids_keys_are_fetched_once_in_a_cool_down_however_many_come
         source.live(1)
         for _ in range(10):
             try:
-                assert source.keys.ask().is_ours
+                assert source.ask().is_ours
             except KeysUnavailable as unavailable:
                 refused.append(unavailable.retry_after_s)
     assert len(host.asked) == 1 + 4  # at 1, 31, 61, 91 s
     assert (min(refused), max(refused)) == (1, 29)
 
 
+def test_a_fetch_that_is_due_anyway_is_on_nobodys_account(source: Source, host: Host, clock: FakeClock) -> None:
+    asked = source.ask()
+    source.run()
+    assert _answered(asked)
+    clock.at += 1
+    assert source.ask().is_ours
+    source.run()
+    clock.at += 1
+    with pytest.raises(KeysUnavailable):
+        source.ask()
+
+
 def test_failed_fetches_count_against_the_budget_too(source: Source, host: Host) -> None:
     source.started()
     host.problem = FetchFailed("down")
-    source.keys.ask()
+    source.ask()
     source.run()
     before = len(host.asked)
     for _ in range(50):
         with pytest.raises(KeysUnavailable):
-            source.keys.ask()
+            source.ask()
     assert len(host.asked) == before
 
 
 def test_all_who_ask_while_a_fetch_is_due_get_its_answer(source: Source, host: Host) -> None:
     source.started()
     source.live(1)
-    asked = [source.keys.ask() for _ in range(8)]
+    asked = [source.ask() for _ in range(8)]
     with pytest.raises(KeysUnavailable) as crowded:
-        source.keys.ask()
+        source.ask()
     assert crowded.value.retry_after_s == 1, "no more threads are to wait with who sends forged tokens"
     source.run()
     assert len(host.asked) == 2
@@ -229,7 +258,7 @@ def test_all_who_ask_while_a_fetch_is_due_get_its_answer(source: Source, host: H
 
 
 def test_while_there_are_no_keys_at_all_everybody_may_wait_for_the_first(source: Source, host: Host) -> None:
-    asked = [source.keys.ask() for _ in range(500)]
+    asked = [source.ask() for _ in range(500)]
     source.run()
     assert len(host.asked) == 1
     assert all(_answered(one) for one in asked)
@@ -238,7 +267,7 @@ def test_while_there_are_no_keys_at_all_everybody_may_wait_for_the_first(source:
 def test_for_an_unknown_kid_caches_on_the_way_are_told_to_ask_the_host(source: Source, host: Host) -> None:
     source.started()
     source.live(1)
-    asked = source.keys.ask()
+    asked = source.ask()
     source.run()
     assert host.past_caches == [False, True]
     assert asked.settles_it()
@@ -250,8 +279,8 @@ def test_what_a_cache_answers_all_the_same_settles_nothing(source: Source, host:
     """It may be from before the key of this token: the issuer's last revocation, say."""
     source.started()
     source.live(1)
-    host.is_cached = True
-    asked = source.keys.ask()
+    host.age_s = 17
+    asked = source.ask()
     source.run()
     assert _answered(asked)
     assert not asked.settles_it()
@@ -262,7 +291,7 @@ def test_who_asks_while_a_fetch_is_under_way_shares_its_answer_which_may_be_from
 ) -> None:
     asked: list[Asked] = []
     source.started()
-    host.meanwhile = lambda: asked.append(source.keys.ask())
+    host.meanwhile = lambda: asked.append(source.ask())
     source.live(240)
     (late,) = asked
     assert _answered(late)
@@ -271,7 +300,7 @@ def test_who_asks_while_a_fetch_is_under_way_shares_its_answer_which_may_be_from
 
 def test_where_there_were_no_keys_at_all_the_fetch_under_way_settles_it(source: Source, host: Host) -> None:
     asked: list[Asked] = []
-    host.meanwhile = lambda: asked.append(source.keys.ask())
+    host.meanwhile = lambda: asked.append(source.ask())
     source.started()
     (early,) = asked
     assert early.settles_it()
@@ -350,13 +379,13 @@ def test_who_asks_while_the_host_is_down_is_told_when_it_is_tried_again(source: 
     host.problem = FetchFailed("down")
     source.started()
     source.live(20)
-    first = source.keys.ask()
+    first = source.ask()
     source.run()
     failure = first.answer.exception()
     assert isinstance(failure, KeysUnavailable)
     assert failure.retry_after_s == 30
     with pytest.raises(KeysUnavailable) as spent:
-        source.keys.ask()
+        source.ask()
     assert spent.value.retry_after_s == 30
 
 
@@ -365,7 +394,7 @@ def test_keys_that_no_fetch_has_failed_for_do_not_outlive_their_max_age(source: 
     source.started()
     clock.at += 300
     assert not source.knows()
-    asked = source.keys.ask()
+    asked = source.ask()
     source.run()
     assert _answered(asked)
     assert source.knows()
@@ -420,7 +449,7 @@ def test_a_query_in_the_url_stands_in_no_log_and_no_error(
 ) -> None:
     host.problem = FetchFailed("down")
     keys = RemoteKeys(f"{URL}?key=MARKER", clock=clock, new_fetcher=lambda: host, start_thread=lambda _: None)
-    asked = keys.ask()
+    asked = _ask(keys)
     keys.fetch()
     assert host.asked[0][0].endswith("MARKER")
     assert "MARKER" not in caplog.text + str(asked.answer.exception())
@@ -575,14 +604,14 @@ def test_what_is_closed_fetches_no_more_and_says_so(source: Source, host: Host) 
     assert host.closed == 1
     assert source.knows()
     with pytest.raises(KeysUnavailable, match="closed"):
-        source.keys.ask()
+        source.ask()
     source.threads[0]()  # it ends
 
 
 def test_who_asked_before_it_was_closed_is_told_so(source: Source) -> None:
     source.started()
     source.live(1)
-    asked = source.keys.ask()
+    asked = source.ask()
     source.keys.close()
     with pytest.raises(KeysUnavailable, match="closed"):
         asked.answer.result(0)
@@ -594,7 +623,7 @@ def test_what_was_closed_before_a_fork_is_closed_in_the_child(source: Source, ho
     source.keys._begin_anew()
     assert source.knows()
     with pytest.raises(KeysUnavailable, match="closed"):
-        source.keys.ask()
+        source.ask()
 
 
 def test_the_child_of_a_fork_keeps_the_keys_and_has_a_thread_and_connections_of_its_own(
@@ -611,11 +640,11 @@ def test_the_child_of_a_fork_keeps_the_keys_and_has_a_thread_and_connections_of_
     keys.find(KID, now=NOW)
     keys.fetch()
     with keys._changed:  # as a thread of the parent may hold it in the moment of the fork
-        keys._under_way = keys.ask().answer
+        keys._under_way = _ask(keys).answer
         keys._begin_anew()
     assert keys.find(KID, now=NOW) is not None
     assert (len(made), len(threads)) == (2, 2)
-    asked = keys.ask()
+    asked = _ask(keys)
     keys.fetch()
     assert _answered(asked)
 
@@ -626,8 +655,8 @@ def test_a_verifier_over_it_tells_the_three_outcomes_apart(source: Source, host:
     source.started()
     ask = source.keys.ask
 
-    def asked() -> Asked:
-        answer = ask()
+    def asked(*, issued_at: int) -> Asked | None:
+        answer = ask(issued_at=issued_at)
         source.run()
         return answer
 
@@ -671,11 +700,10 @@ def test_a_log_that_fails_stops_no_answer_and_no_thread(source: Source, host: Ho
     host.problem = FetchFailed("down")
     logger.addFilter(broken)
     try:
-        asked = source.keys.ask()
-        with pytest.raises(KeyError):
-            source.run()
+        asked = source.ask()
+        source.run()
         assert isinstance(asked.answer.exception(0), KeysUnavailable)
-        clock.at += 61  # so that it is said again
+        source.keys._say = lambda *_, **__: 1 / 0  # type: ignore[method-assign, assignment]
         source.keys._left_s = lambda: (source.keys.close(), -1.0)[1]  # type: ignore[method-assign, func-returns-value]
         source.threads[0]()  # it goes on to its end
     finally:
@@ -785,3 +813,115 @@ def test_a_copy_on_disk_that_others_may_have_written_or_that_makes_no_sense_is_n
     host.problem = FetchFailed("down")
     source = Source(host, clock, kept_in=kept_in).started()
     assert not source.knows()
+
+
+# ---- what an answer is worth --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("body", [b'{"keys": []}', b"<html>back soon</html>"])
+def test_an_answer_that_is_none_does_not_come_back_as_a_304_that_vouches_for_the_keys_at_hand(
+    source: Source, host: Host, body: bytes
+) -> None:
+    source.started()
+    host.body, host.etag = body, '"maintenance"'
+    source.live(240)
+    assert host.asked[-1][1] == '"1"'
+    source.live(4_000)
+    assert {etag for _, etag in host.asked[2:]} == {None}
+    assert not source.knows()
+
+
+def test_one_mangled_answer_does_not_cut_off_from_a_host_that_is_well_again(source: Source, host: Host) -> None:
+    host.body = b"{"
+    source.started()
+    host.body = _jwks()
+    source.live(1)
+    assert source.knows()
+
+
+@pytest.mark.parametrize(("older_s", "is_settled"), [(186, True), (185, False), (0, False), (-60, False)])
+def test_a_token_issued_long_before_the_keys_at_hand_were_asked_for_is_settled_by_them(
+    source: Source, host: Host, clock: FakeClock, older_s: int, is_settled: bool
+) -> None:
+    """Its key would be among them, so it was withdrawn, or never there: nobody has to be asked, nobody to wait."""
+    host.date, host.age_s = NOW - 20, 20
+    source.started()
+    assert (source.keys.ask(issued_at=NOW - 20 - older_s) is None) is is_settled
+
+
+def test_keys_that_cannot_be_relied_upon_settle_nothing(source: Source, clock: FakeClock) -> None:
+    source.started()
+    clock.at += 300
+    assert source.keys.ask(issued_at=NOW - 1_000) is not None
+
+
+def test_a_304_vouches_for_the_keys_at_hand_anew(source: Source, host: Host) -> None:
+    source.started()
+    host.body = None
+    source.live(240)
+    assert source.keys.ask(issued_at=NOW + 240 - 186) is None
+
+
+def test_after_a_revocation_most_of_its_users_are_told_to_log_in_again_at_once(
+    source: Source, host: Host, clock: FakeClock
+) -> None:
+    source.started()
+    verifier = Verifier(source.keys, POLICY, clock=clock)
+    tokens = [
+        sign_token(replace(CLAIMS, issued_at=NOW - age_s, openid=f"o{age_s}"), RING.signing_key(now=NOW), typ="at+jwt")
+        for age_s in range(0, 7_000, 70)
+    ]
+    assert {_said(verifier, token) for token in tokens} == {"ok"}
+    host.body, host.etag = _jwks(NEXT), '"2"'
+    source.live(240)
+    said = Counter(_said(verifier, token) for token in tokens)
+    assert said == {"invalid": 100}
+
+
+def _said(verifier: Verifier, token: str) -> str:
+    try:
+        verifier.verify(token)
+    except (TokenInvalid, KeysUnavailable) as error:
+        return error.code
+    return "ok"
+
+
+def test_the_disk_and_the_log_come_after_the_answer(
+    host: Host, clock: FakeClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Source(host, clock, kept_in=tmp_path / "jwks.json")
+    asked = source.ask()
+    host.date = NOW - 1_000  # which is said
+    seen: list[bool] = []
+    monkeypatch.setattr("authsvc.verifier.remote.durable.replace", lambda *_, **__: seen.append(asked.answer.done()))
+    monkeypatch.setattr(source.keys._loud, "say", lambda *_, **__: seen.append(asked.answer.done()))
+    source.run()
+    assert seen == [True, True]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"timeout_s": 0},
+        {"timeout_s": -1},
+        {"timeout_s": math.inf},
+        {"cool_down_s": math.nan},
+        {"cool_down_s": -1},
+        {"max_stale_s": math.inf},
+    ],
+)
+def test_seconds_that_are_none_are_refused_at_once(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="number of seconds"):
+        RemoteKeys(URL, **options)
+
+
+def test_the_thread_ends_also_when_it_held_the_keys_last(host: Host, clock: FakeClock) -> None:
+    threads: list[Callable[[], None]] = []
+    held = [RemoteKeys(URL, clock=clock, new_fetcher=lambda: host, start_thread=threads.append)]
+    held[0].find(KID, now=NOW)
+    held[0].fetch()
+    left_s = held[0]._left_s
+    held[0]._left_s = lambda: (held.clear(), 1_000.0)[1]  # type: ignore[method-assign, func-returns-value]
+    del left_s
+    threads[0]()
+    assert host.closed == 1

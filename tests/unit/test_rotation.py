@@ -396,7 +396,7 @@ def test_what_needs_the_operator_is_named_with_its_mend(keyset: Keyset) -> None:
 
 def test_the_exposure_of_a_revoked_key_is_what_the_policy_adds_up_to() -> None:
     told = [line.seconds for line in exposure(Lifecycle())]
-    assert told == [5, 125, 485, 1_085, 4_625, None, None]
+    assert told == [5, 125, 515, 1_085, 4_625, None, None]
 
 
 def test_after_a_revocation_the_jwks_is_known_to_be_news_for_as_long_as_an_old_one_may_be_around(

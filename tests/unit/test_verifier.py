@@ -50,7 +50,7 @@ class Keys:
         key: VerificationKey | None = self.keys.find(unverified_kid, now=now) if self.keys else None
         return key
 
-    def ask(self) -> Asked | None:
+    def ask(self, *, issued_at: int) -> Asked | None:
         answer: Future[bool] = Future()
         self.asked.append(answer)
         self.answers(answer)
@@ -271,7 +271,7 @@ def test_in_asyncio_one_who_gives_up_takes_the_answer_from_nobody_else(clock: Fa
     keys = Keys(keys=None)
     verifier = _verifier(keys, clock)
     shared: Future[bool] = Future()
-    keys.ask = lambda: Asked(shared, True, 5.0)  # type: ignore[method-assign]
+    keys.ask = lambda *, issued_at: Asked(shared, True, 5.0)  # type: ignore[method-assign]
 
     async def both() -> Claims:
         impatient = asyncio.create_task(verifier.verify_async(_token()))
@@ -430,6 +430,21 @@ def test_that_users_of_several_mini_programs_are_taken_is_said_once(
     assert [("appids=" in record.getMessage(), "wx2" in record.getMessage()) for record in caplog.records] == [
         (True, True)
     ]
+
+
+def test_a_log_that_fails_refuses_no_token(clock: FakeClock) -> None:
+    class Broken(logging.Filter):
+        def filter(self, record: logging.LogRecord) -> bool:
+            raise KeyError("a fault of somebody else")
+
+    broken, logger = Broken(), logging.getLogger("authsvc.verifier")
+    verifier = _verifier(RING, clock)
+    logger.addFilter(broken)
+    try:
+        for appid in ("wx1", "wx2", "wx3"):
+            assert verifier.verify(_token(appid=appid)).appid == appid
+    finally:
+        logger.removeFilter(broken)
 
 
 def test_with_the_mini_programs_named_there_is_nothing_to_say(
