@@ -114,7 +114,7 @@ def issuer(tmp_path: Path, wechat: Running) -> Iterator[Issuer]:
 @contextlib.contextmanager
 def _ours(issuer: Issuer, folder: Path) -> Iterator[Peer]:
     """Without the memory of an HTTP cache between: it asks anew for each unknown kid, and else when the JWKS is old."""
-    keys = IssuerKeys(issuer.service.url)
+    keys = IssuerKeys(issuer.service.url, cool_down_s=0)
     with Verifier(keys, Policy(issuer.service.url, "api")) as verifier:
 
         def accepts(token: str) -> bool:
