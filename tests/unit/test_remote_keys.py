@@ -855,6 +855,13 @@ def test_keys_that_cannot_be_relied_upon_settle_nothing(source: Source, clock: F
     assert source.keys.ask(issued_at=NOW - 1_000) is not None
 
 
+def test_a_304_that_does_not_repeat_the_etag_leaves_it_as_it_is(source: Source, host: Host) -> None:
+    source.started()
+    host.body = host.etag = None
+    source.live(480)
+    assert [etag for _, etag in host.asked] == [None, '"1"', '"1"']
+
+
 def test_a_304_vouches_for_the_keys_at_hand_anew(source: Source, host: Host) -> None:
     source.started()
     host.body = None
