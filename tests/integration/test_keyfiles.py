@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from authsvc import durable
+from authsvc import durable, keyparts
 from authsvc.errors import KeysConflict, KeysError
 from authsvc.jwk import ALGORITHMS, PrivateKey, public_jwk
 from authsvc.keyfiles import MANIFEST, Change, KeyFolder, Transition
@@ -41,6 +41,13 @@ def _change(path: Path, transition: Transition, *, now: int = NOW) -> Change:
 
 def _longer(keyset: Keyset, _new: NewKeys) -> Keyset:
     return keyset.with_lifetimes(token_ttl_s=80_000, session_key_ttl_s=1, now=NOW)
+
+
+@pytest.fixture
+def cheap_passphrases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a passphrase costs is not what these are about; others open parts at its real cost."""
+    monkeypatch.setattr(keyparts, "_SCRYPT_N", 2)
+    monkeypatch.setattr(keyparts, "_SCRYPT", {**keyparts._SCRYPT, "n": 2})
 
 
 @pytest.fixture
@@ -326,6 +333,7 @@ def test_a_part_that_goes_while_the_folder_is_read_is_read_from_the_new_manifest
 # ---- what a command finds in its way ------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("cheap_passphrases")
 @pytest.mark.parametrize(
     ("interruption", "ends"), [(KeyboardInterrupt(), KeyboardInterrupt), (OSError(5, "Input/output error"), None)]
 )
@@ -360,6 +368,7 @@ def test_what_comes_when_the_manifest_is_renamed_already_takes_nothing_back(
     assert not (folder / ".journal").exists()
 
 
+@pytest.mark.usefixtures("cheap_passphrases")
 @pytest.mark.parametrize("transition", [rotate, rotate_store], ids=["rotate", "rotate-store"])
 @pytest.mark.parametrize(
     ("theirs", "ours"),
@@ -396,6 +405,7 @@ def test_a_key_can_be_revoked_whatever_became_of_the_index_key(folder: Path, dam
     assert _change(folder, lambda k, new: revoke(k, new, active.id, now=NOW, reason="stolen")).is_one
 
 
+@pytest.mark.usefixtures("cheap_passphrases")
 def test_a_file_in_the_way_of_a_new_part_is_named_and_left_alone(folder: Path) -> None:
     in_the_way = folder / _part_of_active(folder).name.replace(".pem", ".2.pem")
     in_the_way.write_text("of another backup")
