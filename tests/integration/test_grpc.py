@@ -9,22 +9,13 @@ from typing import Any
 import grpc
 import pytest
 
-from authsvc import KeysUnavailable, Verifier
+from authsvc import Verifier
 from authsvc.testing import FakeIssuer
 from authsvc.verifier.grpc import BearerInterceptor, claims_of
+from tests.support.keys import Down
 
 ISSUER = FakeIssuer()
 KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
-
-
-class Down:
-    epoch = None
-
-    def find(self, unverified_kid: str, *, now: int) -> None:
-        return None
-
-    def ask(self, *, issued_at: int) -> None:
-        raise KeysUnavailable("the issuer is down", retry_after_s=7)
 
 
 def _unary(request: Any, context: grpc.ServicerContext) -> bytes:

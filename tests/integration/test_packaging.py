@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -73,6 +74,12 @@ def test_nothing_secret_can_be_committed_by_a_plain_git_add(checkout: Path) -> N
     seen = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=True).stdout.split()
     assert set(seen) & set(SECRETS) == set()
     assert [name for name in seen if not name.startswith("dist/")] == []
+
+
+def test_no_tracked_file_has_anything_in_it_that_looks_like_a_private_key(checkout: Path) -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=checkout, capture_output=True, text=True, check=True)
+    looks = re.compile(rb"-{5}BEGIN [A-Z ]*PRIVATE KEY-{5}|\"d\": *\"[A-Za-z0-9_-]{40,}\"")
+    assert [name for name in listed.stdout.splitlines() if looks.search((checkout / name).read_bytes())] == []
 
 
 @pytest.mark.parametrize("kind", ["wheel", "sdist"])

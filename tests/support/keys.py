@@ -10,6 +10,7 @@ from typing import Any
 
 from authsvc.claims import Claims, Policy
 from authsvc.encoding import base64url_encode
+from authsvc.errors import KeysUnavailable
 from authsvc.jwk import PrivateKey, PublicJwk, public_jwk
 from authsvc.keyparts import generate_key
 from authsvc.keyring import Keyring
@@ -122,3 +123,15 @@ def first_keyset(new: NewTestKeys, *, now: int, alg: str = "ES256", lifecycle: L
         index_id=new.secret(Kind.INDEX),
         now=now,
     )
+
+
+class Down:
+    """A source of keys that has none."""
+
+    epoch = None
+
+    def find(self, unverified_kid: str, *, now: int) -> None:
+        return None
+
+    def ask(self, *, issued_at: int) -> None:
+        raise KeysUnavailable("the issuer is down", retry_after_s=7)
