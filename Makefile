@@ -1,6 +1,8 @@
 # Everything runs in .venv, which each target sets up when it is missing or pyproject.toml has changed.
 PYTHON ?= python3
 BIN := .venv/bin
+# With CI there are more of them.
+PEERS := .venv/.peers$(if $(CI),-ci)
 
 .DEFAULT_GOAL := help
 .PHONY: help run demo keys keys-status rotate rotate-store rotate-all revoke revoke-all keys-tick keys-prune \
@@ -54,13 +56,13 @@ keys-passphrase: .venv/.server ## write the private parts anew under another pas
 config: .venv/.server ## print the settings in force, secrets masked
 	@$(BIN)/authsvc config --or-sandbox
 
-test: .venv/.test .venv/.peers ## set up and run every test
+test: .venv/.test $(PEERS) ## set up and run every test
 	@$(BIN)/python -m pytest
 
 soak: .venv/.test ## run the full sweeps that `make test` samples (some minutes more)
 	@$(BIN)/python -m pytest -m soak --timeout 3600
 
-bench: .venv/.test .venv/.peers ## what a verification costs, beside its peers, as ratios
+bench: .venv/.test $(PEERS) ## what a verification costs, beside its peers, as ratios
 	@$(BIN)/python -m tests.bench.verify
 
 lint: .venv/.test ## ruff: lint and format
@@ -93,6 +95,6 @@ clean: ## remove the environment and caches; keys and stores stay
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[server,test]'
 	@touch $@ .venv/.server
 
-.venv/.peers: tests/support/peers.sh tests/integration/node/package-lock.json | .venv/.made
+$(PEERS): tests/support/peers.sh tests/integration/node/package-lock.json | .venv/.made
 	@sh tests/support/peers.sh .venv/peers
 	@touch $@

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import pytest
 import requests
@@ -156,6 +156,45 @@ def _jose(issuer: Issuer, folder: Path) -> Iterator[Peer]:
         module.unlink()
 
 
+@dataclass
+class _Proxy:
+    """A server program, started anew after a change of keys. `configure` comes before every start."""
+
+    command: list[str]
+    port: int
+    log: Path
+    configure: Callable[[], None] = lambda: None
+    process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        self.configure()
+        libraries = ":".join(sorted({str(path.parent) for path in PEERS.glob("usr/lib/*/*.so*")}))
+        with self.log.open("w") as output:
+            environment = os.environ | {"LD_LIBRARY_PATH": libraries}
+            self.process = subprocess.Popen(self.command, text=True, env=environment, stderr=output)
+        try:
+            _until_open(self.port, self.process, self.log)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait(10)
+
+    def restart(self) -> None:
+        self.stop()
+        self.start()
+
+
 _DEFAULTS: Final = "defaults\n    mode http\n    timeout client 5s\n    timeout server 5s\n    timeout connect 5s\n"
 
 
@@ -164,12 +203,10 @@ def _haproxy(issuer: Issuer, folder: Path) -> Iterator[Peer]:
     program = shutil.which("haproxy") or str(PEERS / "usr" / "sbin" / "haproxy")
     if not Path(program).exists():
         _missing("HAProxy")
-    exported, log = folder / "public", folder / "haproxy.log"
+    exported = folder / "public"
     backend, front = free_port(), free_port()
-    running: list[subprocess.Popen[str]] = []
-    libraries = {"LD_LIBRARY_PATH": ":".join(str(path.parent) for path in PEERS.glob("usr/lib/*/liblua*"))}
 
-    def start() -> None:
+    def configure() -> None:
         issuer.command("export", str(exported))
         loop = _block("sh haproxy").replace("/etc/haproxy/keys", str(exported))
         lines = subprocess.run(["sh", "-c", loop], capture_output=True, text=True, check=True).stdout
@@ -183,26 +220,10 @@ def _haproxy(issuer: Issuer, folder: Path) -> Iterator[Peer]:
             assert text.count(shown) == 1, shown
             text = text.replace(shown, here)
         (folder / "haproxy.cfg").write_text(_DEFAULTS + text)
-        command = [program, "-f", str(folder / "haproxy.cfg"), "-db"]
-        with log.open("w") as output:
-            running.append(subprocess.Popen(command, text=True, env=os.environ | libraries, stderr=output))
-        _until_open(front, running[-1], log)
 
-    def stop() -> None:
-        process = running.pop()
-        process.terminate()
-        process.wait(10)
-
-    def refresh() -> None:
-        stop()
-        start()
-
-    with _app_behind_a_proxy(backend):
-        start()
-        try:
-            yield Peer(partial(_gets_through, front), refresh)
-        finally:
-            stop()
+    command = [program, "-f", str(folder / "haproxy.cfg"), "-db"]
+    with _app_behind_a_proxy(backend), _Proxy(command, front, folder / "haproxy.log", configure) as proxy:
+        yield Peer(partial(_gets_through, front), proxy.restart)
 
 
 @contextlib.contextmanager
@@ -298,31 +319,11 @@ def _apache(issuer: Issuer, folder: Path) -> Iterator[Peer]:
         *(("User nobody", "Group nogroup") if os.geteuid() == 0 else ()),
         "OIDCOAuthSSLValidateServer Off",  # the user that Apache becomes cannot read a certificate of ours
     ]
-    libraries = {"LD_LIBRARY_PATH": ":".join({str(path.parent) for path in PEERS.glob("usr/lib/*/libapr*")})}
-    running: list[subprocess.Popen[str]] = []
-
-    def start() -> None:
-        command = [str(program), "-f", str(folder / "apache.conf"), "-DFOREGROUND"]
-        with (folder / "output").open("w") as output:
-            running.append(subprocess.Popen(command, text=True, env=os.environ | libraries, stderr=output))
-        _until_open(front, running[-1], folder / "output")
-
-    def stop() -> None:
-        process = running.pop()
-        process.terminate()
-        process.wait(10)
-
-    def refresh() -> None:
-        stop()
-        start()
-
+    command = [str(program), "-f", str(folder / "apache.conf"), "-DFOREGROUND"]
     with _app_behind_a_proxy(backend), _tls_before(issuer.service.url, folder) as keys_url:
         (folder / "apache.conf").write_text("\n".join((*lines, text.replace(README_ISSUER, keys_url))))
-        start()
-        try:
-            yield Peer(partial(_gets_through, front), refresh)
-        finally:
-            stop()
+        with _Proxy(command, front, folder / "output") as proxy:
+            yield Peer(partial(_gets_through, front), proxy.restart)
 
 
 _MAIN_GO: Final = """
