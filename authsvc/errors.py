@@ -85,7 +85,7 @@ class UserBanned(AuthsvcError):
 
 
 class Overloaded(AuthsvcError):
-    """As many logins are under way as this worker allows; worth another try in a moment."""
+    """As many requests are waiting as this worker allows; worth another try in a moment."""
 
     code = "overloaded"
 
@@ -152,6 +152,25 @@ class WeChatQuotaExceeded(WeChatError):
     code = "wechat_quota"
 
 
+class AccessTokenRejected(WeChatError):
+    """40001, 40014, 42001: WeChat does not take this access_token, or not any more; a fresh one may do."""
+
+
+class PhoneCodeInvalid(WeChatError):
+    """40029 of a phone number's code: expired, used, another user's, or a code of wx.login."""
+
+    code = "phone_code_invalid"
+
+
+class SessionKeyGone(WeChatError):
+    """There is no session_key of this user that is good: none is kept here, or WeChat (87009) has another by now.
+
+    The mini-program logs in again.
+    """
+
+    code = "session_key_gone"
+
+
 class WeChatBadReply(WeChatError):
     """What came back is not an answer: status, size, JSON, openid or session_key."""
 
@@ -162,6 +181,30 @@ class WeChatTimeout(WeChatError):
     """No answer within the deadline, or no connection. Whether the code was used is not known."""
 
     code = "wechat_timeout"
+
+
+# ---- what a client got from WeChat and hands on ---------------------------------------------------
+
+
+class DecryptFailed(AuthsvcError):
+    """Open data do not open, or are not this app's, not this user's, not fresh.
+
+    Which of these, the message says, for the log. Whoever sent the data is told the code alone: it would be an oracle.
+    """
+
+    code = "decrypt_failed"
+
+
+class SignatureInvalid(AuthsvcError):
+    """rawData and signature do not belong together under this session_key."""
+
+    code = "signature_invalid"
+
+
+class ServiceTokenInvalid(AuthsvcError):
+    """The request is not from one of our own back ends: no X-Service-Token, or none that we know."""
+
+    code = "service_token_invalid"
 
 
 # ---- keys, seals and settings: what keeps the service from starting -----------------------------

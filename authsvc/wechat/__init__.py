@@ -1,11 +1,33 @@
-"""WeChat's server API, usable on its own: the exchange of a login code, with every way it can fail named.
+"""WeChat's server API and its crypto, usable on their own: no Flask, no store, nothing but `requests` and cryptography.
 
 session = new_session(connections=8)
 client = WeChatClient(session, url="https://api.weixin.qq.com", timeout_s=5)
-who = client.code2session(App("wx1234567890abcdef", (secret,)), code)
+app = App("wx1234567890abcdef", (secret,))
+who = client.code2session(app, code)
+number = client.phone_number(token, code, appid=app.appid, openid=who.openid)  # token: client.stable_access_token(app)
+data = decrypt(encrypted_data, iv, who.session_key, appid=app.appid, openid=who.openid, now=now, window_s=600)
 """
 
-from authsvc.wechat.client import App, WeChatClient, WeChatSession, check_code
+from authsvc.wechat.accesstokens import AccessTokens, LivingToken, TokenShare
+from authsvc.wechat.client import App, WeChatClient, check_code
+from authsvc.wechat.opendata import MAX_ENCRYPTED_BYTES, SIG_METHOD, decrypt, sign, verify_signature
+from authsvc.wechat.replies import AccessToken, PhoneNumber, WeChatSession
 from authsvc.wechat.transport import new_session
 
-__all__ = ["App", "WeChatClient", "WeChatSession", "check_code", "new_session"]
+__all__ = [
+    "MAX_ENCRYPTED_BYTES",
+    "SIG_METHOD",
+    "AccessToken",
+    "AccessTokens",
+    "App",
+    "LivingToken",
+    "PhoneNumber",
+    "TokenShare",
+    "WeChatClient",
+    "WeChatSession",
+    "check_code",
+    "decrypt",
+    "new_session",
+    "sign",
+    "verify_signature",
+]

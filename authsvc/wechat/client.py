@@ -1,24 +1,25 @@
-"""The exchange of a login code for the user behind it: WeChat's auth.code2Session.
+"""WeChat's server API: each call that a login service makes, with every way it can fail named.
 
-https://developers.weixin.qq.com/miniprogram/dev/server/API/user-login/api_code2session
+https://developers.weixin.qq.com/miniprogram/dev/server/API/
 """
 
 from __future__ import annotations
 
 import random
-import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import requests
 
-from authsvc.encoding import NotCanonical, base64_decode, parse_json_object
 from authsvc.errors import (
+    AccessTokenRejected,
     BadRequest,
     CodeInvalid,
     CodeUsed,
+    PhoneCodeInvalid,
+    SessionKeyGone,
     UserBlocked,
     WeChatBadReply,
     WeChatBusy,
@@ -27,19 +28,36 @@ from authsvc.errors import (
     WeChatRateLimited,
     WeChatTimeout,
 )
-from authsvc.wechat.errcodes import error_of
-from authsvc.wechat.transport import Answer, BrokenAnswer, NoAnswer, NotConnected, forget_connections, get
+from authsvc.wechat.breaker import Breaker
+from authsvc.wechat.opendata import SIG_METHOD, sign
+from authsvc.wechat.replies import (
+    IDENTIFIER,
+    AccessToken,
+    PhoneNumber,
+    WeChatSession,
+    read_access_token,
+    read_members,
+    read_phone_number,
+    read_session,
+    read_success,
+)
+from authsvc.wechat.transport import BrokenAnswer, Call, NoAnswer, NotConnected, forget_connections, send
 
 # WeChat DevTools hands this out, to the letter, when it has no appid to log in with.
 _MOCK_CODE: Final = "the code is a mock one"
 
-_IDENTIFIER: Final = re.compile(r"[0-9A-Za-z_-]{1,128}")  # a code, an openid, a unionid
-_ERRCODE: Final = re.compile(r"-?[0-9]{1,9}")
 _INVALID_SECRET: Final = 40125
-_SESSION_KEY_BYTES: Final = 16
 
-_BACKOFF_S: Final = 0.4  # half to one and a half of it between two calls
+_BACKOFF_S: Final = 0.4  # half to one and a half of it between two calls of one host
 _CONNECT_S: Final = 3.0
+
+_CODE2SESSION: Final = "/sns/jscode2session"
+_STABLE_TOKEN: Final = "/cgi-bin/stable_token"  # noqa: S105 - a path
+_CHECK_SESSION: Final = "/wxa/checksession"
+_RESET_SESSION_KEY: Final = "/wxa/resetusersessionkey"
+_PHONE_NUMBER: Final = "/wxa/business/getuserphonenumber"
+
+_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +68,6 @@ class App:
     secrets: tuple[str, ...] = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True)
-class WeChatSession:
-    """What WeChat says of a code. The session_key is base64 of 16 bytes; it never leaves the service."""
-
-    openid: str
-    session_key: str = field(repr=False)
-    unionid: str | None = None
-
-
 def check_code(code: str) -> None:
     """Raises: BadRequest unless the code is 1 to 128 of `0-9A-Za-z_-`. With anything else in it, it could change
     the URL that it is sent in."""
@@ -67,12 +76,18 @@ def check_code(code: str) -> None:
             "WeChat DevTools made this code up: it has no real appid. Put the mini-program's own appid into "
             "project.config.json (a test account or a tourist appid cannot log in)"
         )
-    if not _IDENTIFIER.fullmatch(code):
+    if not IDENTIFIER.fullmatch(code):
         raise BadRequest("code is 1 to 128 characters of 0-9, A-Z, a-z, _ and -")
 
 
 class WeChatClient:
-    """WeChat's server API. Thread-safe; how many calls may wait at a time is for the caller to bound."""
+    """WeChat's server API. Thread-safe; how many calls may wait at a time is for the caller to bound.
+
+    A call is made at most twice, and the second time only where the first cannot have had any effect: there was no
+    connection (then at the fallback host, if there is one), WeChat was busy (-1), or it did not take the first of two
+    secrets. `ends_at`, on the clock `monotonic`, bounds everything that a call does; left out, `timeout_s` from now.
+    Every call raises WeChatError: WeChatBusy at once after a while in which that very call met nothing but silence.
+    """
 
     def __init__(
         self,
@@ -85,29 +100,44 @@ class WeChatClient:
         monotonic: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        """`session` is one of `transport.new_session`; `timeout_s` bounds a login, retry and waiting included."""
+        """`session` is one of `transport.new_session`."""
         self._session = session
         self._url = url
-        self._fallback_url = fallback_url or url
+        self._fallback_url = fallback_url
         self._timeout_s = timeout_s
         self._sleep = sleep
         self._monotonic = monotonic
         self._jitter = jitter
+        # One for each path: what is wrong with the calls that need an access_token must not stop a login.
+        self._breakers = {
+            path: Breaker(down_for_s=2 * timeout_s, monotonic=monotonic)
+            for path in (_CODE2SESSION, _STABLE_TOKEN, _CHECK_SESSION, _RESET_SESSION_KEY, _PHONE_NUMBER)
+        }
         self._health = "untried"
 
     @property
     def health(self) -> str:
-        """How the last exchange went: "untried", "ok" (also when WeChat refused the code), or the error's code."""
+        """How the last exchange of a login code went: "untried", "ok" (also when WeChat refused the code), or the
+        error's code."""
         return self._health
 
-    def code2session(self, app: App, code: str) -> WeChatSession:
-        """Exchange a code of wx.login, which WeChat takes once. At most two calls.
+    def deadline(self) -> float:
+        """`ends_at` for several calls that are one to whoever waits."""
+        return self._monotonic() + self._timeout_s
 
-        Raises: BadRequest for a code that is none, WeChatError.
+    def code2session(self, app: App, code: str, *, ends_at: float | None = None) -> WeChatSession:
+        """auth.code2Session: exchange a code of wx.login, which WeChat takes once.
+
+        Raises: BadRequest for a code that is none; CodeInvalid, CodeUsed, UserBlocked, WeChatRateLimited.
         """
         check_code(code)
+
+        def call(url: str, secret: str) -> Call:
+            query = {"appid": app.appid, "secret": secret, "js_code": code, "grant_type": "authorization_code"}
+            return Call(url, query)
+
         try:
-            who = self._exchange(app, code, ends_at=self._monotonic() + self._timeout_s)
+            who = self._ask(_CODE2SESSION, app.secrets, call, read_session, ends_at=ends_at)
         except (CodeInvalid, CodeUsed, UserBlocked, WeChatRateLimited):
             self._health = "ok"  # an answer about the user is an answer
             raise
@@ -117,32 +147,141 @@ class WeChatClient:
         self._health = "ok"
         return who
 
-    def _exchange(self, app: App, code: str, *, ends_at: float) -> WeChatSession:
-        # A second call only where the code cannot have been used by the first. A silence after the request was sent
-        # is not among these: the same code again would come back as used.
-        url, secret = self._url, app.secrets[0]
-        try:
-            return self._call(url, app.appid, secret, code, ends_at=ends_at)
-        except _NoConnection:
-            url = self._fallback_url
-        except WeChatBusy:
-            self._sleep(min(_BACKOFF_S * (0.5 + self._jitter()), max(0.0, ends_at - self._monotonic()) / 2))
-        except WeChatMisconfigured as error:
-            # While a secret is being reset, old and new work for some minutes, and then only the new one.
-            if error.errcode != _INVALID_SECRET or len(app.secrets) == 1:
-                raise
-            secret = app.secrets[1]
-        return self._call(url, app.appid, secret, code, ends_at=ends_at)
+    def stable_access_token(self, app: App, *, ends_at: float | None = None) -> AccessToken:
+        """getStableAccessToken: the app's access_token, the same for everybody who asks until shortly before its end.
 
-    def _call(self, url: str, appid: str, secret: str, code: str, *, ends_at: float) -> WeChatSession:
+        https://developers.weixin.qq.com/doc/service/api/base/api_getstableaccesstoken
+        Raises: WeChatMisconfigured if WeChat does not take appid, secret or address.
+        """
+
+        def call(url: str, secret: str) -> Call:
+            # Never force_refresh: it is for leaks, and kills the token that others use.
+            members = {"grant_type": "client_credential", "appid": app.appid, "secret": secret, "force_refresh": False}
+            return Call(url, members=members)
+
+        try:
+            return self._ask(_STABLE_TOKEN, app.secrets, call, read_access_token, ends_at=ends_at)
+        except AccessTokenRejected as error:
+            # 40001 is "invalid credential", and the credential here is the secret.
+            raise WeChatMisconfigured("WeChat does not accept the app secret", errcode=error.errcode) from None
+        except WeChatRateLimited as error:
+            raise WeChatBusy("the app asks for access tokens too often", errcode=error.errcode, rid=error.rid) from None
+
+    def check_session_key(
+        self, access_token: str, openid: str, session_key: str, *, ends_at: float | None = None
+    ) -> bool:
+        """checkSessionKey: whether this is the session_key that WeChat has of the user, and not ended.
+
+        https://developers.weixin.qq.com/miniprogram/dev/server/API/user-login/api_checksessionkey
+        Raises: AccessTokenRejected.
+        """
+        signed = _signed(openid, session_key)
+        try:
+            self._ask_with(_CHECK_SESSION, access_token, signed, read_success, ends_at=ends_at)
+        except SessionKeyGone:
+            return False
+        return True
+
+    def reset_user_session_key(
+        self, access_token: str, openid: str, session_key: str, *, ends_at: float | None = None
+    ) -> WeChatSession:
+        """ResetUserSessionKey: a new session_key for the user; the one given dies at once, its life is inherited.
+
+        https://developers.weixin.qq.com/miniprogram/dev/server/API/user-login/api_resetusersessionkey
+        Raises: AccessTokenRejected; SessionKeyGone if the one given is not the user's any more.
+        """
+        signed = _signed(openid, session_key)
+        renewed = self._ask_with(_RESET_SESSION_KEY, access_token, signed, read_session, ends_at=ends_at)
+        if renewed.openid != openid:
+            raise WeChatBadReply("the session_key is one of another user")
+        return renewed
+
+    def phone_number(
+        self, access_token: str, code: str, *, appid: str, openid: str, ends_at: float | None = None
+    ) -> PhoneNumber:
+        """getPhoneNumber: the number behind the code of a phone number button, which WeChat takes once.
+
+        The openid goes along, so that nobody gets the number of another user's code.
+        https://developers.weixin.qq.com/miniprogram/dev/server/API/user-info/phone-number/api_getphonenumber
+        Raises: BadRequest for a code that is none; AccessTokenRejected, PhoneCodeInvalid.
+        """
+        if not IDENTIFIER.fullmatch(code):
+            raise BadRequest("code is 1 to 128 characters of 0-9, A-Z, a-z, _ and -")
+        members = {"code": code, "openid": openid}
+
+        def read(answer: Mapping[str, Any]) -> PhoneNumber:
+            return read_phone_number(answer, appid=appid)
+
+        try:
+            return self._ask_with(_PHONE_NUMBER, access_token, {}, read, members=members, ends_at=ends_at)
+        except (CodeInvalid, CodeUsed) as error:
+            raise PhoneCodeInvalid(
+                "the code is expired, used, another user's, or a code of wx.login; it is the one of the phone number "
+                "button that is wanted",
+                errcode=error.errcode,
+                rid=error.rid,
+            ) from None
+
+    def _ask_with(
+        self,
+        path: str,
+        access_token: str,
+        query: Mapping[str, str],
+        read: Callable[[Mapping[str, Any]], _Found],
+        *,
+        members: Mapping[str, object] | None = None,
+        ends_at: float | None,
+    ) -> _Found:
+        def call(url: str, token: str) -> Call:
+            return Call(url, {"access_token": token, **query}, members)
+
+        return self._ask(path, (access_token,), call, read, ends_at=ends_at)
+
+    def _ask(
+        self,
+        path: str,
+        credentials: tuple[str, ...],
+        call: Callable[[str, str], Call],
+        read: Callable[[Mapping[str, Any]], _Found],
+        *,
+        ends_at: float | None,
+    ) -> _Found:
+        ends_at = self.deadline() if ends_at is None else ends_at
+
+        def once(host: str, credential: str) -> _Found:
+            return self._answer(call(host + path, credential), read, ends_at=ends_at)
+
+        with self._breakers[path].guarded():
+            # A second call only where the first cannot have had an effect. A silence after the request was sent is not
+            # among these: the same code again would come back as used.
+            host, credential = self._url, credentials[0]
+            try:
+                return once(host, credential)
+            except _NoConnection:
+                if self._fallback_url is None:
+                    self._pause(ends_at)
+                else:
+                    host = self._fallback_url
+            except WeChatBusy:
+                self._pause(ends_at)
+            except WeChatMisconfigured as error:
+                # While a secret is being reset, old and new work for some minutes, and then only the new one.
+                if error.errcode != _INVALID_SECRET or len(credentials) == 1:
+                    raise
+                credential = credentials[1]
+            return once(host, credential)
+
+    def _pause(self, ends_at: float) -> None:
+        self._sleep(min(_BACKOFF_S * (0.5 + self._jitter()), max(0.0, ends_at - self._monotonic()) / 2))
+
+    def _answer(self, call: Call, read: Callable[[Mapping[str, Any]], _Found], *, ends_at: float) -> _Found:
         left_s = ends_at - self._monotonic()
         if left_s <= 0:
             raise WeChatTimeout("WeChat did not answer in time")
-        query = {"appid": appid, "secret": secret, "js_code": code, "grant_type": "authorization_code"}
         # A first connection gets half of the time at most, so that the fallback host has the other half.
         connect_s = min(_CONNECT_S, self._timeout_s / 2, left_s)
         try:
-            answer = get(self._session, f"{url}/sns/jscode2session", query, timeout_s=left_s, connect_s=connect_s)
+            answer = send(self._session, call, timeout_s=left_s, connect_s=connect_s)
         except NotConnected as error:
             raise _NoConnection(str(error)) from None
         except NoAnswer as error:
@@ -150,7 +289,7 @@ class WeChatClient:
         except BrokenAnswer as error:
             raise WeChatBadReply(str(error)) from None
         try:
-            return _parse(answer)
+            return read(read_members(answer))
         except WeChatBadReply:
             forget_connections(self._session)
             raise
@@ -160,44 +299,6 @@ class _NoConnection(WeChatTimeout):
     """The request was never sent."""
 
 
-def _parse(answer: Answer) -> WeChatSession:
-    if answer.status != 200:
-        raise WeChatBadReply(f"HTTP status {answer.status}")
-    try:
-        # From bytes, as UTF-8: WeChat says text/plain, which requests takes for ISO-8859-1.
-        reply = parse_json_object(answer.body, control_characters=True)
-    except NotCanonical as error:
-        raise WeChatBadReply(str(error)) from None
-    errcode = _errcode(reply.get("errcode", 0))
-    if errcode != 0:
-        raise error_of(errcode, reply.get("errmsg"))
-    return WeChatSession(
-        openid=_identifier(reply.get("openid"), "openid"),
-        session_key=_session_key(reply.get("session_key")),
-        # Only for apps that are bound to an Open Platform account; null and "" have been seen for the others.
-        unionid=_identifier(reply["unionid"], "unionid") if reply.get("unionid") else None,
-    )
-
-
-def _errcode(value: object) -> int:
-    # A number, or, on some of WeChat's pages and hosts, its digits as a text. bool is an int to isinstance.
-    if type(value) is int and abs(value) < 10**9:
-        return value
-    if type(value) is str and _ERRCODE.fullmatch(value):
-        return int(value)
-    raise WeChatBadReply("errcode is no number")
-
-
-def _identifier(value: object, name: str) -> str:
-    if type(value) is not str or not _IDENTIFIER.fullmatch(value):
-        raise WeChatBadReply(f"{name} is not 1 to 128 characters of 0-9, A-Z, a-z, _ and -")
-    return value
-
-
-def _session_key(value: object) -> str:
-    try:
-        if type(value) is str and len(base64_decode(value)) == _SESSION_KEY_BYTES:
-            return value
-    except NotCanonical:
-        pass  # the answer below, which does not quote it
-    raise WeChatBadReply("session_key is not base64 of 16 bytes")
+def _signed(openid: str, session_key: str) -> dict[str, str]:
+    # The signature covers the body, so there is none: even "{}" would come back as 87009.
+    return {"openid": openid, "signature": sign("", session_key), "sig_method": SIG_METHOD}

@@ -1,7 +1,7 @@
 """WeChat's errcodes, and what each means for the one who called. Numbers decide; errmsg is prose that changes.
 
-Source: auth.code2Session, https://developers.weixin.qq.com/miniprogram/dev/server/API/user-login/api_code2session,
-and WeChat's table of global return codes.
+Source: the pages of the calls, https://developers.weixin.qq.com/miniprogram/dev/server/API/user-login/api_code2session
+first of all, and WeChat's table of global return codes.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ import re
 from typing import Final
 
 from authsvc.errors import (
+    AccessTokenRejected,
     CodeInvalid,
     CodeUsed,
+    SessionKeyGone,
     UserBlocked,
     WeChatBusy,
     WeChatError,
@@ -32,12 +34,16 @@ _MEANINGS: Final[dict[int, tuple[type[WeChatError], str]]] = {
     40029: (CodeInvalid, "the code is expired, mistyped, used, or of another appid; call wx.login again"),
     40163: (CodeUsed, "the code has been used; call wx.login again"),
     40226: (UserBlocked, "WeChat has stopped this user's login for security reasons"),
-    45011: (WeChatRateLimited, "this user logs in too often; wait a minute"),
+    45011: (WeChatRateLimited, "WeChat is asked too often for this user; wait a minute"),
     45009: (WeChatQuotaExceeded, "the app's daily quota at WeChat is used up"),
     40013: (WeChatMisconfigured, "WeChat does not know the appid"),
     40125: (WeChatMisconfigured, "WeChat does not accept the app secret"),
     40164: (WeChatMisconfigured, "this server's address is not in the app's allow list at WeChat"),
     40243: (WeChatMisconfigured, "the app secret is frozen at WeChat"),
+    40001: (AccessTokenRejected, "WeChat does not take the access token"),
+    40014: (AccessTokenRejected, "WeChat does not take the access token"),
+    42001: (AccessTokenRejected, "the access token has ended"),
+    87009: (SessionKeyGone, "WeChat has another session_key of this user by now; the user has to log in again"),
     41002: (WeChatMisconfigured, "WeChat misses the appid"),
     41004: (WeChatMisconfigured, "WeChat misses the app secret"),
     41008: (WeChatMisconfigured, "WeChat misses the code"),

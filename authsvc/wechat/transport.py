@@ -1,4 +1,4 @@
-"""GET over requests, made safe for a URL that carries a secret and for a server that does as it likes.
+"""HTTP over requests, made safe for a URL that carries a secret and for a server that does as it likes.
 
 What requests leaves open is closed here: a deadline over the whole call, no redirects, cookies, proxies or .netrc,
 a bound on what comes out of the decompressor, and no URL in any exception or log.
@@ -11,7 +11,7 @@ import logging
 import socket
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import certifi
@@ -46,13 +46,22 @@ class BrokenAnswer(TransportError):
 
 
 @dataclass(frozen=True, slots=True)
+class Call:
+    """A GET or, with members for a JSON body, a POST. Query and body carry secrets."""
+
+    url: str
+    query: Mapping[str, str] = field(default_factory=dict, repr=False)
+    members: Mapping[str, object] | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     status: int
     body: bytes
 
 
 def new_session(*, connections: int, tls: ssl.SSLContext | None = None) -> requests.Session:
-    """A session for `get`. `connections` is how many are kept open; a call beyond them has one of its own.
+    """A session for `send`. `connections` is how many are kept open; a call beyond them has one of its own.
 
     `tls` is for tests with a certificate of their own; the default trusts the roots of certifi.
     """
@@ -66,12 +75,16 @@ def new_session(*, connections: int, tls: ssl.SSLContext | None = None) -> reque
     return session
 
 
-def get(session: requests.Session, url: str, query: Mapping[str, str], *, timeout_s: float, connect_s: float) -> Answer:
-    """One GET, over in `timeout_s` seconds whatever the server does; of these at most `connect_s` for the connection.
+def send(session: requests.Session, call: Call, *, timeout_s: float, connect_s: float) -> Answer:
+    """One call, over in `timeout_s` seconds whatever the server does; of these at most `connect_s` for the connection.
 
     Raises: NotConnected, NoAnswer, BrokenAnswer.
     """
-    request = requests.Request("GET", url, params=dict(query), headers=_HEADERS).prepare()
+    url = call.url
+    body = None if call.members is None else dict(call.members)
+    request = requests.Request(
+        "GET" if body is None else "POST", url, params=dict(call.query), json=body, headers=_HEADERS
+    ).prepare()
     timeout = urllib3.Timeout(total=timeout_s, connect=connect_s)
     try:
         # The adapter and not the session: it keeps no cookies, follows no redirect and reads no environment.

@@ -1,4 +1,4 @@
-"""code2Session: what is asked, what is believed of the answer, and what each errcode means."""
+"""WeChat's calls: what is asked, what is believed of the answer, and what each errcode means."""
 
 from __future__ import annotations
 
@@ -17,9 +17,12 @@ from urllib3.connectionpool import HTTPSConnectionPool
 from urllib3.exceptions import MaxRetryError, NewConnectionError
 
 from authsvc.errors import (
+    AccessTokenRejected,
     BadRequest,
     CodeInvalid,
     CodeUsed,
+    PhoneCodeInvalid,
+    SessionKeyGone,
     UserBlocked,
     WeChatBadReply,
     WeChatBusy,
@@ -29,8 +32,16 @@ from authsvc.errors import (
     WeChatRateLimited,
     WeChatTimeout,
 )
-from authsvc.wechat import App, WeChatClient, WeChatSession, check_code, new_session
-from authsvc.wechat.transport import TransportError, get
+from authsvc.wechat import (
+    AccessToken,
+    App,
+    PhoneNumber,
+    WeChatClient,
+    WeChatSession,
+    check_code,
+    new_session,
+)
+from authsvc.wechat.transport import Call, TransportError, send
 
 URL = "https://api.weixin.qq.com"
 FALLBACK = "https://api2.weixin.qq.com"
@@ -277,7 +288,7 @@ def test_after_a_silence_the_code_is_not_sent_again(error: Exception) -> None:
 def test_no_error_of_the_transport_carries_the_url(error: Exception) -> None:
     responses.get(URL + PATH, body=error)
     with pytest.raises(TransportError) as failed:
-        get(new_session(connections=1), URL + PATH, {"secret": APP.secrets[0]}, timeout_s=1, connect_s=1)
+        send(new_session(connections=1), Call(URL + PATH, {"secret": APP.secrets[0]}), timeout_s=1, connect_s=1)
     assert "SECRETMARKER" not in "".join(traceback.format_exception(failed.value)) + repr(failed.value)
 
 
@@ -358,6 +369,279 @@ def test_health_is_that_of_the_last_exchange() -> None:
     assert seen == ["untried", "ok", "wechat_config", "ok", "wechat_bad_reply", "wechat_quota", "ok"]
 
 
+# ---- the calls with an access token -----------------------------------------------------------------
+
+ACCESS_TOKEN = "TOKENMARKER"
+STABLE_TOKEN = URL + "/cgi-bin/stable_token"
+CHECK = URL + "/wxa/checksession"
+RESET = URL + "/wxa/resetusersessionkey"
+PHONE = URL + "/wxa/business/getuserphonenumber"
+
+OPENID = GOOD["openid"]
+# HMAC-SHA256 of nothing under SESSION_KEY.
+SIGNATURE = "7154f9f8b4b76b92f541cbf0e37d48840fa06e5e42da92a6f80168a1516a4735"
+PHONE_INFO: dict[str, Any] = {
+    "phoneNumber": "13580006666",
+    "purePhoneNumber": "13580006666",
+    "countryCode": 86,
+    "watermark": {"timestamp": 1637744274, "appid": APP.appid},
+}
+
+
+def _check() -> bool:
+    return _client().check_session_key(ACCESS_TOKEN, OPENID, SESSION_KEY)
+
+
+def _reset() -> WeChatSession:
+    return _client().reset_user_session_key(ACCESS_TOKEN, OPENID, SESSION_KEY)
+
+
+def _phone(code: str = "phone-code") -> PhoneNumber:
+    return _client().phone_number(ACCESS_TOKEN, code, appid=APP.appid, openid=OPENID)
+
+
+def _token() -> AccessToken:
+    return _client().stable_access_token(APP)
+
+
+@responses.activate
+def test_an_access_token_comes_from_stable_token_by_post_and_never_by_force() -> None:
+    call = responses.post(STABLE_TOKEN, json={"access_token": "abc", "expires_in": 7200})
+    assert _token() == AccessToken("abc", 7200)
+    request = call.calls[0].request
+    assert request.params == {}, "the secret is in the body"
+    assert json.loads(request.body or b"") == {
+        "grant_type": "client_credential",
+        "appid": APP.appid,
+        "secret": "SECRETMARKER",
+        "force_refresh": False,
+    }
+
+
+@responses.activate
+def test_a_session_key_is_checked_with_its_signature_in_the_query_and_no_body() -> None:
+    call = responses.get(CHECK, json={"errcode": 0, "errmsg": "ok"})
+    assert _check() is True
+    request = call.calls[0].request
+    assert request.params == {
+        "access_token": ACCESS_TOKEN,
+        "openid": OPENID,
+        "signature": SIGNATURE,
+        "sig_method": "hmac_sha256",
+    }
+    assert request.body is None
+
+
+@responses.activate
+def test_a_session_key_that_wechat_has_not_any_more_is_told_from_a_failure() -> None:
+    responses.get(CHECK, json={"errcode": 87009, "errmsg": "invalid signature"})
+    assert _check() is False
+
+
+@responses.activate
+def test_a_reset_gives_the_new_session_key() -> None:
+    call = responses.get(RESET, json={"errcode": 0, "errmsg": "ok", **GOOD})
+    assert _reset() == WeChatSession(OPENID, SESSION_KEY)
+    assert call.calls[0].request.params["signature"] == SIGNATURE
+
+
+@responses.activate
+def test_a_reset_of_another_users_key_is_not_believed() -> None:
+    responses.get(RESET, json={"errcode": 0, "errmsg": "ok", **GOOD, "openid": "oSomebodyElse"})
+    with pytest.raises(WeChatBadReply):
+        _reset()
+
+
+@responses.activate
+def test_a_reset_under_a_key_that_wechat_has_not_any_more_is_an_error_of_its_own() -> None:
+    responses.get(RESET, json={"errcode": 87009, "errmsg": "invalid signature"})
+    with pytest.raises(SessionKeyGone):
+        _reset()
+
+
+@pytest.mark.parametrize("country_code", [86, "86"])
+@responses.activate
+def test_a_phone_number_is_asked_for_with_the_users_openid(country_code: object) -> None:
+    call = responses.post(
+        PHONE, json={"errcode": 0, "errmsg": "ok", "phone_info": PHONE_INFO | {"countryCode": country_code}}
+    )
+    assert _phone() == PhoneNumber("13580006666", "13580006666", "86", 1637744274)
+    request = call.calls[0].request
+    assert request.params == {"access_token": ACCESS_TOKEN}
+    assert json.loads(request.body or b"") == {"code": "phone-code", "openid": OPENID}
+
+
+@pytest.mark.parametrize("errcode", [40029, 40163])
+@responses.activate
+def test_a_phone_code_that_is_refused_is_told_from_a_login_code(errcode: int) -> None:
+    responses.post(PHONE, json={"errcode": errcode, "errmsg": "invalid code, rid: 652d44d0-1d0af18b-5b069232"})
+    with pytest.raises(PhoneCodeInvalid) as refused:
+        _phone()
+    assert (refused.value.errcode, refused.value.rid) == (errcode, "652d44d0-1d0af18b-5b069232")
+
+
+@pytest.mark.parametrize("code", ["", "a b", "x&y", "a" * 129, "ö"])
+@responses.activate
+def test_what_is_no_phone_code_never_reaches_wechat(code: str) -> None:
+    with pytest.raises(BadRequest):
+        _phone(code)
+    assert len(responses.calls) == 0
+
+
+BAD_SESSIONS: list[dict[str, Any]] = [
+    {},
+    {"openid": OPENID},
+    {"session_key": SESSION_KEY},
+    GOOD | {"session_key": "AAAA"},
+]
+BAD_PHONE_INFO: list[Any] = [
+    None,
+    [],
+    *(
+        PHONE_INFO | change
+        for change in (
+            {"watermark": None},
+            {"watermark": {"timestamp": 1637744274, "appid": "wx2222222222222222"}},
+            {"watermark": {"timestamp": "1637744274", "appid": APP.appid}},
+            {"watermark": {"timestamp": True, "appid": APP.appid}},
+            {"phoneNumber": None},
+            {"phoneNumber": ""},
+            {"phoneNumber": "1" * 65},
+            {"purePhoneNumber": 13580006666},
+            {"countryCode": None},
+            {"countryCode": True},
+            {"countryCode": "+86"},
+        )
+    ),
+]
+BAD_ANSWERS: list[tuple[Callable[[], object], str, str, object]] = [
+    *(
+        (_token, "POST", STABLE_TOKEN, answer)
+        for answer in (
+            {},
+            {"access_token": "abc"},
+            {"expires_in": 7200},
+            {"access_token": "", "expires_in": 7200},
+            {"access_token": 1, "expires_in": 7200},
+            {"access_token": "a b", "expires_in": 7200},
+            {"access_token": "a" * 2049, "expires_in": 7200},
+            {"access_token": "abc", "expires_in": "7200"},
+            {"access_token": "abc", "expires_in": 0},
+            {"access_token": "abc", "expires_in": True},
+            {"access_token": "abc", "expires_in": 86401},
+        )
+    ),
+    (_check, "GET", CHECK, {}),
+    (_check, "GET", CHECK, {"errmsg": "ok"}),
+    (_check, "GET", CHECK, {"errcode": None}),
+    *((_reset, "GET", RESET, {"errcode": 0, **answer}) for answer in BAD_SESSIONS),
+    *((_phone, "POST", PHONE, {"errcode": 0, "phone_info": info}) for info in BAD_PHONE_INFO),
+    (_phone, "POST", PHONE, {"errcode": 0}),
+]
+
+
+@pytest.mark.parametrize(("ask", "method", "url", "answer"), BAD_ANSWERS)
+@responses.activate
+def test_what_is_not_a_right_answer_of_that_call_is_a_bad_reply(
+    ask: Callable[[], object], method: str, url: str, answer: object
+) -> None:
+    responses.add(method, url, json=answer)
+    with pytest.raises(WeChatBadReply):
+        ask()
+
+
+CALLS: dict[str, tuple[Callable[[], object], str, str]] = {
+    "stable_token": (_token, "POST", STABLE_TOKEN),
+    "checksession": (_check, "GET", CHECK),
+    "resetusersessionkey": (_reset, "GET", RESET),
+    "getuserphonenumber": (_phone, "POST", PHONE),
+}
+
+
+@pytest.mark.parametrize("errcode", [40001, 40014, 42001])
+@pytest.mark.parametrize("name", CALLS)
+@responses.activate
+def test_a_token_that_is_not_taken_can_be_told_and_for_stable_token_it_is_the_secret(name: str, errcode: int) -> None:
+    ask, method, url = CALLS[name]
+    responses.add(method, url, json={"errcode": errcode, "errmsg": "invalid credential"})
+    with pytest.raises(WeChatMisconfigured if name == "stable_token" else AccessTokenRejected):
+        ask()
+    assert len(responses.calls) == 1
+
+
+@pytest.mark.parametrize("name", CALLS)
+@responses.activate
+def test_every_call_is_made_once_more_when_wechat_is_busy_and_no_more(name: str) -> None:
+    ask, method, url = CALLS[name]
+    responses.add(method, url, json={"errcode": -1, "errmsg": "system error"})
+    with pytest.raises(WeChatBusy):
+        ask()
+    assert len(responses.calls) == 2
+
+
+@pytest.mark.parametrize("name", CALLS)
+@responses.activate
+def test_no_call_is_made_again_after_a_silence_nor_says_a_secret(name: str) -> None:
+    ask, method, url = CALLS[name]
+    responses.add(method, url, body=requests.ReadTimeout(f"{url}?access_token=TOKENMARKER&secret=SECRETMARKER"))
+    with pytest.raises(WeChatTimeout) as failed:
+        ask()
+    assert len(responses.calls) == 1
+    shown = "".join(traceback.format_exception(failed.value)) + repr(failed.value)
+    assert not any(secret in shown for secret in ("SECRETMARKER", ACCESS_TOKEN, SESSION_KEY, SIGNATURE))
+
+
+@responses.activate
+def test_stable_token_over_its_minute_quota_is_busy_and_not_the_users_fault() -> None:
+    responses.post(STABLE_TOKEN, json={"errcode": 45011, "errmsg": "api minute-quota reach limit"})
+    with pytest.raises(WeChatBusy):
+        _token()
+
+
+@responses.activate
+def test_while_a_secret_is_being_reset_an_access_token_is_had_with_the_other_one() -> None:
+    responses.post(STABLE_TOKEN, json={"errcode": 40125, "errmsg": "invalid appsecret"})
+    call = responses.post(STABLE_TOKEN, json={"access_token": "abc", "expires_in": 7200})
+    _client().stable_access_token(App(APP.appid, ("old", "new")))
+    assert [json.loads(c.request.body or b"")["secret"] for c in call.calls] == ["new"]
+
+
+@responses.activate
+def test_without_a_fallback_host_the_same_one_is_asked_again_after_a_pause() -> None:
+    responses.get(URL + PATH, body=_refused())
+    responses.get(URL + PATH, json=GOOD)
+    time = _Time()
+    assert _client(time).code2session(APP, CODE).openid == OPENID
+    assert time.slept == [pytest.approx(0.4)]
+
+
+@responses.activate
+def test_a_deadline_of_the_caller_bounds_the_call() -> None:
+    responses.get(CHECK, json={"errcode": 0, "errmsg": "ok"})
+    time = _Time()
+    with pytest.raises(WeChatTimeout):
+        _client(time).check_session_key(ACCESS_TOKEN, OPENID, SESSION_KEY, ends_at=time.at)
+    assert len(responses.calls) == 0
+
+
+@responses.activate
+def test_when_one_call_has_been_down_for_a_while_it_is_not_made_and_the_others_are() -> None:
+    responses.get(CHECK, body=b"<html>502</html>", status=502)
+    responses.get(URL + PATH, json=GOOD)
+    time = _Time()
+    client = _client(time)
+    for _ in range(6):
+        with pytest.raises(WeChatBadReply):
+            client.check_session_key(ACCESS_TOKEN, OPENID, SESSION_KEY)
+        time.at += 2
+    before = len(responses.calls)
+    with pytest.raises(WeChatBusy):
+        client.check_session_key(ACCESS_TOKEN, OPENID, SESSION_KEY)
+    assert len(responses.calls) == before
+    assert client.code2session(APP, CODE).openid == OPENID
+
+
 def test_nothing_that_is_secret_has_a_repr() -> None:
     assert "SECRETMARKER" not in repr(APP)
     assert SESSION_KEY not in repr(WeChatSession("o", SESSION_KEY))
+    assert "1358" not in repr(PhoneNumber("13580006666", "13580006666", "86", 0))

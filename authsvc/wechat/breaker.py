@@ -1,0 +1,70 @@
+"""A circuit breaker: after a while without any answer, nobody waits for the next one but a single scout."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from authsvc.errors import WeChatBadReply, WeChatBusy, WeChatTimeout
+
+OPEN_S: Final = 5.0
+"""How long nobody asks after a failure; the Retry-After of `wechat_busy` is the same."""
+
+_FAILURES: Final = 5  # a lonely user's bad luck is no outage
+
+# What says that WeChat is not well. Everything else is an answer, a refusal too.
+_OUTAGE: Final = (WeChatTimeout, WeChatBadReply, WeChatBusy)
+
+
+class Breaker:
+    """Opens when there were only failures for `down_for_s` seconds, five of them at least; thread-safe."""
+
+    def __init__(self, *, down_for_s: float, monotonic: Callable[[], float]) -> None:
+        self._down_for_s = down_for_s
+        self._monotonic = monotonic
+        self._lock = threading.Lock()
+        self._failures = 0
+        self._failing_since = 0.0
+        self._is_open = False
+        self._asked_next_at = 0.0
+
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Around one call of WeChat. Raises: WeChatBusy at once, without the call, while WeChat is down."""
+        self._admit()
+        try:
+            yield
+        except _OUTAGE:
+            self._note_failure()
+            raise
+        except BaseException:
+            self._note_answer()
+            raise
+        self._note_answer()
+
+    def _admit(self) -> None:
+        now = self._monotonic()
+        with self._lock:
+            if not self._is_open:
+                return
+            if now < self._asked_next_at:
+                raise WeChatBusy("WeChat has been down for a while; it is asked again in some seconds")
+            # This one is the scout. Should it never come back, another one goes after the same time.
+            self._asked_next_at = now + OPEN_S
+
+    def _note_failure(self) -> None:
+        now = self._monotonic()
+        with self._lock:
+            if self._failures == 0:
+                self._failing_since = now
+            self._failures += 1
+            if self._failures >= _FAILURES and now - self._failing_since >= self._down_for_s:
+                self._is_open = True
+                self._asked_next_at = now + OPEN_S
+
+    def _note_answer(self) -> None:
+        with self._lock:
+            self._failures = 0
+            self._is_open = False
