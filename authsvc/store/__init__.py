@@ -1,13 +1,14 @@
 """The side store: one row per login with its sealed session_key, one row per user. `protocol` says what a store is."""
 
 from authsvc.store.open import open_store, prepare_store, store_path
-from authsvc.store.protocol import KEPT_LOGINS, STATE_ACTIVE, STATE_BANNED, LoginRow, Store, UserRow
+from authsvc.store.protocol import KEPT_LOGINS, STATE_ACTIVE, STATE_BANNED, LoginRow, SharedValue, Store, UserRow
 
 __all__ = [
     "KEPT_LOGINS",
     "STATE_ACTIVE",
     "STATE_BANNED",
     "LoginRow",
+    "SharedValue",
     "Store",
     "UserRow",
     "open_store",

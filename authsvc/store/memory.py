@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from authsvc.errors import StoreUnavailable, UserBanned
-from authsvc.store.protocol import KEPT_LOGINS, STATE_ACTIVE, STATE_BANNED, LoginRow, UserRow
+from authsvc.store.protocol import KEPT_LOGINS, STATE_ACTIVE, STATE_BANNED, LoginRow, SharedValue, UserRow
 
 
 def _by_start(login: LoginRow) -> tuple[int, str]:
@@ -22,6 +22,7 @@ class MemoryStore:
         self._users: dict[tuple[str, str], UserRow] = {}
         self._logins: dict[tuple[str, str], tuple[LoginRow, ...]] = {}  # the one that started last first
         self._revoked_keys: dict[str, int] = {}
+        self._shared: dict[str, SharedValue] = {}
 
     def put_login(self, login: LoginRow, *, unionid: str | None) -> None:
         key = (login.appid, login.openid)
@@ -49,6 +50,15 @@ class MemoryStore:
             kept = self._logins.get((appid, openid), ())
         return tuple(login for login in kept if login.expires_at > now)
 
+    def replace_logins(self, appid: str, openid: str, *, until_us: int, by: LoginRow | None) -> None:
+        key = (appid, openid)
+        with self._lock:
+            left = tuple(login for login in self._logins.get(key, ()) if login.started_at_us > until_us)
+            user = self._users.get(key)
+            if by is not None and user is not None and user.state != STATE_BANNED:
+                left = tuple(sorted((*left, by), key=_by_start, reverse=True))
+            self._logins[key] = left
+
     def user(self, appid: str, openid: str) -> UserRow | None:
         with self._lock:
             return self._users.get((appid, openid))
@@ -61,14 +71,37 @@ class MemoryStore:
             self._users[appid, openid] = replace(user, state=state)
             return True
 
-    def drop_logins(self, sealed_start: bytes) -> int:
+    def drop_sealed(self, sealed_start: bytes) -> int:
         dropped = 0
         with self._lock:
             for key, kept in self._logins.items():
                 left = tuple(row for row in kept if not row.sealed_session_key.startswith(sealed_start))
                 dropped += len(kept) - len(left)
                 self._logins[key] = left
+            self._shared = {n: kept for n, kept in self._shared.items() if not kept.value.startswith(sealed_start)}
         return dropped
+
+    def shared(self, name: str, *, now: int) -> SharedValue | None:
+        with self._lock:
+            found = self._shared.get(name)
+        return found if found is not None and found.expires_at > now else None
+
+    def share(self, value: SharedValue) -> None:
+        with self._lock:
+            self._shared[value.name] = value
+
+    def share_first(self, value: SharedValue, *, now: int) -> bool:
+        with self._lock:
+            found = self._shared.get(value.name)
+            if found is not None and found.expires_at > now:
+                return False
+            self._shared[value.name] = value
+            return True
+
+    def unshare(self, value: SharedValue) -> None:
+        with self._lock:
+            if self._shared.get(value.name) == value:
+                del self._shared[value.name]
 
     def note_revoked_keys(self, revoked: Mapping[str, int]) -> None:
         with self._lock:

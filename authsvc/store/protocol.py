@@ -36,6 +36,15 @@ class UserRow:
     last_login_at: int  # Unix seconds
 
 
+@dataclass(frozen=True, slots=True)
+class SharedValue:
+    """Something small that the processes of the service leave for one another."""
+
+    name: str
+    value: bytes = field(repr=False)
+    expires_at: int  # Unix seconds; from this second on it is as good as gone
+
+
 class Store(Protocol):
     """A side store. Every method may be called from any thread and raises StoreUnavailable when the
     engine does not answer; after that the next call tries afresh."""
@@ -50,14 +59,33 @@ class Store(Protocol):
     def logins(self, appid: str, openid: str, *, now: int) -> tuple[LoginRow, ...]:
         """The user's logins that have not expired at `now`, the one that started last first."""
 
+    def replace_logins(self, appid: str, openid: str, *, until_us: int, by: LoginRow | None) -> None:
+        """In one transaction: the user's logins that started at `until_us` or before go, and `by` comes instead.
+
+        Nothing comes of `by` for a user that there is not, or that is banned.
+        """
+
     def user(self, appid: str, openid: str) -> UserRow | None: ...
 
     def set_user_state(self, appid: str, openid: str, state: int) -> bool:
         """Set the state of a known user; False if there is no such user."""
 
-    def drop_logins(self, sealed_start: bytes) -> int:
-        """Delete every login whose sealed session_key begins with these bytes: those under one sealing key, which is
-        burnt. Returns how many there were."""
+    def drop_sealed(self, sealed_start: bytes) -> int:
+        """Delete every login whose sealed session_key begins with these bytes, and every shared value that does: those
+        under one sealing key, which is burnt. Returns how many logins there were."""
+
+    def shared(self, name: str, *, now: int) -> SharedValue | None:
+        """The value of this name that has not expired at `now`."""
+
+    def share(self, value: SharedValue) -> None:
+        """Keep it, in the place of another one of its name."""
+
+    def share_first(self, value: SharedValue, *, now: int) -> bool:
+        """Keep it unless there is one of its name that has not expired at `now`; False then. Of many that come at once
+        one is kept."""
+
+    def unshare(self, value: SharedValue) -> None:
+        """Take it away, if it is still this one."""
 
     def note_revoked_keys(self, revoked: Mapping[str, int]) -> None:
         """Remember keys (id → Unix seconds of their revocation), for good: a key folder restored from an old backup

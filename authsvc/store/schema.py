@@ -52,3 +52,12 @@ REVOKED_KEYS: Final = Table(
     Column("revoked_at", BigInteger, nullable=False),
     sqlite_with_rowid=False,
 )
+
+SHARED: Final = Table(
+    "shared_values",
+    METADATA,
+    Column("name", _name(128), primary_key=True),
+    Column("value", LargeBinary, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)

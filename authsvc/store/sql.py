@@ -20,8 +20,8 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.elements import ClauseElement
 
 from authsvc.errors import StoreUnavailable, UserBanned
-from authsvc.store.protocol import KEPT_LOGINS, STATE_ACTIVE, STATE_BANNED, LoginRow, UserRow
-from authsvc.store.schema import LOGINS, REVOKED_KEYS, USERS
+from authsvc.store.protocol import KEPT_LOGINS, STATE_ACTIVE, STATE_BANNED, LoginRow, SharedValue, UserRow
+from authsvc.store.schema import LOGINS, REVOKED_KEYS, SHARED, USERS
 
 # Names that end in `_` are values of the call; without it they would be taken for columns to be set.
 _IS_USER = (USERS.c.appid == bindparam("appid_"), USERS.c.openid == bindparam("openid_"))
@@ -61,6 +61,7 @@ _LIVE_LOGINS: Final = (
     .where(*_IS_USERS_LOGIN, LOGINS.c.expires_at > bindparam("now_"))
     .order_by(*_LAST_STARTED_FIRST)
 )
+_DROP_LOGINS_UNTIL: Final = LOGINS.delete().where(*_IS_USERS_LOGIN, LOGINS.c.started_at_us <= bindparam("until_us_"))
 # So many in one transaction: logins that wait for the same lock are not to notice that a store is emptied.
 _DROPPED_AT_ONCE: Final = 500
 _LOGIN_KEY = (LOGINS.c.appid, LOGINS.c.openid, LOGINS.c.sid)
@@ -81,6 +82,24 @@ _SOME_SEALED_LOGINS: Final = (
     .offset(literal_column("0"))
 )
 _DROP_LOGIN: Final = LOGINS.delete().where(*_IS_USERS_LOGIN, LOGINS.c.sid == bindparam("sid_"))
+_DROP_SEALED_VALUES: Final = SHARED.delete().where(
+    func.substr(SHARED.c.value, literal_column("1"), bindparam("start_bytes_", type_=Integer))
+    == bindparam("start_", type_=SHARED.c.value.type)
+)
+_IS_SHARED = SHARED.c.name == bindparam("name_")
+_SHARED: Final = select(*(SHARED.c[field.name] for field in fields(SharedValue))).where(
+    _IS_SHARED, SHARED.c.expires_at > bindparam("now_")
+)
+_ADD_SHARED: Final = SHARED.insert()
+_SET_SHARED: Final = (
+    SHARED.update().where(_IS_SHARED).values(value=bindparam("value_"), expires_at=bindparam("expires_at_"))
+)
+_SET_EXPIRED: Final = _SET_SHARED.where(SHARED.c.expires_at <= bindparam("now_"))
+_DROP_SHARED: Final = SHARED.delete().where(
+    _IS_SHARED,
+    SHARED.c.value == bindparam("value_", type_=SHARED.c.value.type),
+    SHARED.c.expires_at == bindparam("expires_at_"),
+)
 _ADD_REVOKED_KEY: Final = REVOKED_KEYS.insert()
 _REVOKED_KEYS: Final = select(REVOKED_KEYS.c.key_id, REVOKED_KEYS.c.revoked_at)
 
@@ -128,18 +147,19 @@ class SqlStore:
         self._live_logins = _Statement(_LIVE_LOGINS, engine.dialect)
         self._some_sealed_logins = _Statement(_SOME_SEALED_LOGINS, engine.dialect)
         self._drop_login = _Statement(_DROP_LOGIN, engine.dialect)
+        self._drop_logins_until = _Statement(_DROP_LOGINS_UNTIL, engine.dialect)
+        self._drop_sealed_values = _Statement(_DROP_SEALED_VALUES, engine.dialect)
+        self._shared_value = _Statement(_SHARED, engine.dialect)
+        self._add_shared = _Statement(_ADD_SHARED, engine.dialect)
+        self._set_shared = _Statement(_SET_SHARED, engine.dialect)
+        self._set_expired = _Statement(_SET_EXPIRED, engine.dialect)
+        self._drop_shared = _Statement(_DROP_SHARED, engine.dialect)
         self._add_revoked_key = _Statement(_ADD_REVOKED_KEY, engine.dialect)
         self._revoked_keys = _Statement(_REVOKED_KEYS, engine.dialect)
 
     def put_login(self, login: LoginRow, *, unionid: str | None) -> None:
         values = {
-            "appid": login.appid,
-            "openid": login.openid,
-            "sid": login.sid,
-            "sealed_session_key": login.sealed_session_key,
-            "started_at_us": login.started_at_us,
-            "created_at": login.created_at,
-            "expires_at": login.expires_at,
+            **_values(login),
             "state": STATE_ACTIVE,
             "unionid": unionid,
             "first_login_at": login.created_at,
@@ -178,6 +198,16 @@ class SqlStore:
             self._live_logins.run(cursor, {"appid_": appid, "openid_": openid, "now_": now})
             return tuple(LoginRow(*row) for row in cursor.fetchall())
 
+    def replace_logins(self, appid: str, openid: str, *, until_us: int, by: LoginRow | None) -> None:
+        values = {"appid_": appid, "openid_": openid, "until_us_": until_us}
+        with self._connection() as connection, self._written(connection) as cursor:
+            # The user's row first, as a login does: they come one by one.
+            self._locked_state.run(cursor, values)
+            row = cursor.fetchone()
+            self._drop_logins_until.run(cursor, values)
+            if by is not None and row is not None and row[0] != STATE_BANNED:
+                self._add_login.run(cursor, _values(by))
+
     def user(self, appid: str, openid: str) -> UserRow | None:
         with self._connection() as connection, _cursor(connection) as cursor:
             self._user.run(cursor, {"appid_": appid, "openid_": openid})
@@ -189,9 +219,11 @@ class SqlStore:
             self._set_state.run(cursor, {"appid_": appid, "openid_": openid, "state_": state})
             return bool(cursor.rowcount)
 
-    def drop_logins(self, sealed_start: bytes) -> int:
+    def drop_sealed(self, sealed_start: bytes) -> int:
         dropped = 0
         values: dict[str, object] = {"start_": sealed_start, "start_bytes_": len(sealed_start)}
+        with self._connection() as connection, self._written(connection) as cursor:
+            self._drop_sealed_values.run(cursor, values)
         after = ("", "", "")
         while True:
             with self._connection() as connection:
@@ -206,6 +238,42 @@ class SqlStore:
                         self._drop_login.run(cursor, {"appid_": appid, "openid_": openid, "sid_": sid})
                         dropped += cursor.rowcount
             after = found[-1]
+
+    def shared(self, name: str, *, now: int) -> SharedValue | None:
+        with self._connection() as connection, _cursor(connection) as cursor:
+            self._shared_value.run(cursor, {"name_": name, "now_": now})
+            row = cursor.fetchone()
+            return None if row is None else SharedValue(row[0], bytes(row[1]), row[2])
+
+    def share(self, value: SharedValue) -> None:
+        values = _shared_values(value)
+        with self._connection() as connection:
+            while True:
+                try:
+                    with self._written(connection) as cursor:
+                        self._set_shared.run(cursor, values)
+                        if cursor.rowcount == 0:
+                            self._add_shared.run(cursor, values)
+                    return
+                except self._dbapi.IntegrityError:
+                    connection.rollback()  # another process added one between the two statements
+
+    def share_first(self, value: SharedValue, *, now: int) -> bool:
+        values = _shared_values(value) | {"now_": now}
+        with self._connection() as connection:
+            try:
+                with self._written(connection) as cursor:
+                    self._set_expired.run(cursor, values)
+                    if cursor.rowcount == 0:
+                        self._add_shared.run(cursor, values)
+                return True
+            except self._dbapi.IntegrityError:
+                connection.rollback()
+                return False
+
+    def unshare(self, value: SharedValue) -> None:
+        with self._connection() as connection, self._written(connection) as cursor:
+            self._drop_shared.run(cursor, _shared_values(value))
 
     def note_revoked_keys(self, revoked: Mapping[str, int]) -> None:
         with self._connection() as connection:
@@ -265,6 +333,14 @@ class SqlStore:
         connection.commit()
         if self._confirm is not None and connection.dbapi_connection is not None:
             self._confirm(connection.dbapi_connection)
+
+
+def _values(row: LoginRow | SharedValue) -> dict[str, object]:
+    return {field.name: getattr(row, field.name) for field in fields(row)}
+
+
+def _shared_values(value: SharedValue) -> dict[str, object]:
+    return _values(value) | {f"{name}_": given for name, given in _values(value).items()}
 
 
 @contextmanager

@@ -14,10 +14,11 @@ import pytest
 from authsvc.errors import StoreUnavailable, UserBanned
 from authsvc.store.memory import MemoryStore
 from authsvc.store.open import open_store, prepare_store
-from authsvc.store.protocol import KEPT_LOGINS, STATE_ACTIVE, STATE_BANNED, LoginRow, Store, UserRow
+from authsvc.store.protocol import KEPT_LOGINS, STATE_ACTIVE, STATE_BANNED, LoginRow, SharedValue, Store, UserRow
 
 NOW: Final = 1_800_000_000
 TTL_S: Final = 259_200
+THREADS: Final = 16
 
 
 def new_sqlite_store(folder: Path) -> Store:
@@ -297,16 +298,16 @@ def test_logins_under_a_burnt_key_are_dropped_and_no_others(store: Store) -> Non
     for number, start in enumerate((burnt, good, burnt, good)):
         row = replace(login(f"s{number}", openid=f"o{number % 3}"), sealed_session_key=start + b"rest")
         store.put_login(row, unionid=None)
-    assert store.drop_logins(burnt) == 2
+    assert store.drop_sealed(burnt) == 2
     assert [sids(store, openid=f"o{user}") for user in range(3)] == [["s3"], ["s1"], []]
-    assert store.drop_logins(burnt) == 0
+    assert store.drop_sealed(burnt) == 0
     assert store.user("wx-a", "o2") is not None
 
 
 def test_all_logins_under_a_burnt_key_are_dropped_however_many(store: Store) -> None:
     for number in range(1_001):
         store.put_login(replace(login("s", openid=f"o{number}"), sealed_session_key=b"burnt"), unionid=None)
-    assert store.drop_logins(b"burnt") == 1_001
+    assert store.drop_sealed(b"burnt") == 1_001
     assert sids(store, openid="o1000") == []
 
 
@@ -324,6 +325,127 @@ def test_sixteen_threads_note_the_same_keys_and_all_succeed(store: Store) -> Non
     assert store.revoked_keys() == revoked
 
 
+# ---- a session_key that was renewed -----------------------------------------------------------------
+
+
+def _three_logins(store: Store) -> None:
+    for n in range(3):
+        store.put_login(login(f"s{n}", at=NOW + n), unionid=None)
+
+
+def test_a_renewed_login_stands_alone_and_other_users_logins_stay(store: Store) -> None:
+    _three_logins(store)
+    store.put_login(login("s9", openid="oOther"), unionid=None)
+    store.put_login(login("s9", appid="wx-b"), unionid=None)
+    renewed = replace(login("s2", at=NOW + 2), sealed_session_key=b"renewed")
+    store.replace_logins("wx-a", "oUser", until_us=renewed.started_at_us, by=renewed)
+    assert store.logins("wx-a", "oUser", now=NOW) == (renewed,)
+    assert sids(store, openid="oOther") == sids(store, "wx-b") == ["s9"]
+
+
+def test_a_login_that_started_later_survives_a_renewal(store: Store) -> None:
+    _three_logins(store)
+    renewed = replace(login("s1", at=NOW + 1), sealed_session_key=b"renewed")
+    store.replace_logins("wx-a", "oUser", until_us=renewed.started_at_us, by=renewed)
+    assert store.logins("wx-a", "oUser", now=NOW) == (login("s2", at=NOW + 2), renewed)
+
+
+def test_logins_that_are_replaced_by_nothing_are_gone_and_the_user_stays(store: Store) -> None:
+    _three_logins(store)
+    store.replace_logins("wx-a", "oUser", until_us=(NOW + 1) * 1_000_000, by=None)
+    assert sids(store) == ["s2"]
+    assert store.user("wx-a", "oUser") is not None
+
+
+def test_nothing_is_written_for_a_user_that_there_is_not(store: Store) -> None:
+    store.replace_logins("wx-a", "oUser", until_us=NOW * 1_000_000, by=login("s1"))
+    assert sids(store) == []
+    assert store.user("wx-a", "oUser") is None
+
+
+def test_nothing_is_written_for_a_user_that_is_banned(store: Store) -> None:
+    _three_logins(store)
+    store.set_user_state("wx-a", "oUser", STATE_BANNED)
+    store.replace_logins("wx-a", "oUser", until_us=(NOW + 2) * 1_000_000, by=login("s2", at=NOW + 2))
+    assert sids(store) == []
+
+
+def test_logins_and_renewals_at_once_leave_three_at_most(store: Store) -> None:
+    def visit(n: int) -> None:
+        row = login(f"s{n:03}", at=NOW + n)
+        store.put_login(row, unionid=None)
+        if n % 3 == 0:
+            store.replace_logins("wx-a", "oUser", until_us=row.started_at_us, by=row)
+
+    with ThreadPoolExecutor(THREADS) as threads:
+        list(threads.map(visit, range(100)))
+    assert 1 <= len(sids(store)) <= KEPT_LOGINS
+    assert "s099" in sids(store)
+
+
+# ---- values that processes share ----------------------------------------------------------------------
+
+SHARED: Final = SharedValue("name", bytes(range(256)), NOW + 10)
+
+
+def test_a_shared_value_comes_back_until_the_second_of_its_end(store: Store) -> None:
+    assert store.shared("name", now=NOW) is None
+    store.share(SHARED)
+    assert store.shared("name", now=NOW + 9) == SHARED
+    assert store.shared("name", now=NOW + 10) is None
+    assert store.shared("NAME", now=NOW) is None
+
+
+def test_a_shared_value_takes_the_place_of_the_one_before(store: Store) -> None:
+    store.share(SHARED)
+    another = replace(SHARED, value=b"another", expires_at=NOW + 5)
+    for _ in range(2):
+        store.share(another)
+    assert store.shared("name", now=NOW) == another
+
+
+def test_the_first_value_is_kept_while_it_lives_and_replaced_when_it_has_ended(store: Store) -> None:
+    later = replace(SHARED, value=b"later", expires_at=NOW + 20)
+    assert store.share_first(SHARED, now=NOW) is True
+    assert store.share_first(later, now=NOW + 9) is False
+    assert store.shared("name", now=NOW) == SHARED
+    assert store.share_first(later, now=NOW + 10) is True
+    assert store.shared("name", now=NOW + 10) == later
+
+
+def test_of_sixteen_threads_that_want_to_be_the_first_one_is(store: Store) -> None:
+    for round_ in range(10):
+        values = [SharedValue(f"name{round_}", bytes([n]), NOW + 10) for n in range(THREADS)]
+        with ThreadPoolExecutor(THREADS) as threads:
+            took = list(threads.map(lambda value: store.share_first(value, now=NOW), values))
+        assert took.count(True) == 1
+        assert store.shared(f"name{round_}", now=NOW) == values[took.index(True)]
+
+
+def test_sixteen_threads_share_a_value_and_all_succeed(store: Store) -> None:
+    values = [replace(SHARED, value=bytes([n])) for n in range(THREADS)]
+    with ThreadPoolExecutor(THREADS) as threads:
+        list(threads.map(store.share, values))
+    assert store.shared("name", now=NOW) in values
+
+
+@pytest.mark.parametrize("change", [{"value": b"another"}, {"expires_at": NOW + 11}, {"name": "other"}])
+def test_only_the_very_value_is_taken_away(store: Store, change: dict[str, object]) -> None:
+    store.share(SHARED)
+    store.unshare(replace(SHARED, **change))  # type: ignore[arg-type]
+    assert store.shared("name", now=NOW) == SHARED
+    store.unshare(SHARED)
+    assert store.shared("name", now=NOW) is None
+
+
+def test_shared_values_under_a_burnt_key_are_dropped_and_are_no_logins(store: Store) -> None:
+    store.share(replace(SHARED, value=b"burnt rest"))
+    store.share(replace(SHARED, name="good", value=b"good rest"))
+    assert store.drop_sealed(b"burnt") == 0
+    assert store.shared("name", now=NOW) is None
+    assert store.shared("good", now=NOW) is not None
+
+
 # ---- the rest -----------------------------------------------------------------------------------
 
 
@@ -337,7 +459,6 @@ def test_a_repr_of_a_login_does_not_show_what_is_sealed() -> None:
 
 # ---- threads ------------------------------------------------------------------------------------
 
-THREADS: Final = 16
 PUTS: Final = 40
 
 
