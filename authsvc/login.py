@@ -1,4 +1,4 @@
-"""The one use-case of the service: a code of wx.login in, a signed token out."""
+"""The use-case that the service is for: a code of wx.login in, a signed token out."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Final, Protocol
 
 from authsvc.claims import Claims
 from authsvc.clock import Clock
+from authsvc.codes import Codes, LoginCode
 from authsvc.encoding import base64url_encode
-from authsvc.errors import BadRequest
+from authsvc.errors import BadRequest, CodeInvalid, CodeUsed
 from authsvc.keyring import Keyring
-from authsvc.sealing import Place, open_sealed, seal, sealing_key_id
-from authsvc.store import LoginRow, Store
+from authsvc.sessionkeys import sealed_login
+from authsvc.store import Store
 from authsvc.tokens import sign_token
 from authsvc.wechat import App, WeChatSession
 
@@ -24,6 +25,14 @@ class CodeExchange(Protocol):
 
     def code2session(self, app: App, code: str) -> WeChatSession:
         """Raises: BadRequest, WeChatError."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who sends a code, as far as that can be told. None of it proves anything."""
+
+    address: str
+    appid: str | None = None  # of the mini-program that the Referer names
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +66,14 @@ class Login:
         wechat: CodeExchange,
         store: Store,
         keys: Callable[[], Keyring],
+        codes: Codes[LoggedIn],
         terms: TokenTerms,
         clock: Clock,
         random_bytes: Callable[[int], bytes],
     ) -> None:
         self._apps = apps
         self._wechat = wechat
+        self._codes = codes
         self._store = store
         self._keys = keys
         self._terms = terms
@@ -79,15 +90,49 @@ class Login:
             raise BadRequest("appid is not one of this service")
         return self._apps[appid]
 
-    def log_in(self, app: App, code: str) -> LoggedIn:
+    def log_in(self, app: App, code: str, caller: Caller) -> LoggedIn:
         """Raises: BadRequest, WeChatError, UserBanned, StoreUnavailable. No token is given with any."""
         # By the start and not the end: of two logins that race, the later start has the later session_key.
         started_at_us = self._clock.now_us()
-        who = self._wechat.code2session(app, code)
+        known_as = LoginCode.of(app.appid, code)
+        try:
+            return self._codes.once(
+                known_as, caller.address, lambda: self._exchange(app, code, known_as, started_at_us=started_at_us)
+            )
+        except CodeInvalid as error:
+            if caller.appid in (None, app.appid):
+                raise
+            mend = "send it as `appid`" if caller.appid in self._apps else "one of the two is configured wrongly"
+            raise CodeInvalid(
+                f"the code comes from the mini-program {caller.appid} (by its Referer), and WeChat was asked for "
+                f"{app.appid}: {mend}",
+                errcode=error.errcode,
+                rid=error.rid,
+            ) from None
+
+    def _exchange(self, app: App, code: str, known_as: LoginCode, *, started_at_us: int) -> LoggedIn:
+        try:
+            who = self._wechat.code2session(app, code)
+        except CodeUsed:
+            self._codes.note_used(known_as)
+            raise
+        self._codes.note_used(known_as)
         now = self._clock.now()
         keyring = self._keys()
         sid = self._random_id()
-        self._keep(app, who, sid, keyring, started_at_us=started_at_us, now=now)
+        row = sealed_login(
+            who.session_key,
+            keyring,
+            appid=app.appid,
+            openid=who.openid,
+            sid=sid,
+            started_at_us=started_at_us,
+            created_at=now,
+            expires_at=now + self._terms.session_key_ttl_s,
+            now=now,
+            random_bytes=self._random_bytes,
+        )
+        self._store.put_login(row, unionid=who.unionid)
         claims = Claims(
             issuer=self._terms.issuer,
             audience=self._terms.audience,
@@ -103,23 +148,5 @@ class Login:
         token = sign_token(claims, keyring.signing_key(now=now), typ=self._terms.typ)
         return LoggedIn(token, self._terms.token_ttl_s, keyring.pseudonym(app.appid, who.openid))
 
-    def _keep(self, app: App, who: WeChatSession, sid: str, keyring: Keyring, *, started_at_us: int, now: int) -> None:
-        expires_at = now + self._terms.session_key_ttl_s
-        sealed = seal(
-            who.session_key.encode("ascii"),
-            keyring.sealing_key(now=now),
-            Place("logins", app.appid, who.openid, sid, expires_at),
-            random_bytes=self._random_bytes,
-        )
-        row = LoginRow(app.appid, who.openid, sid, sealed, started_at_us, created_at=now, expires_at=expires_at)
-        self._store.put_login(row, unionid=who.unionid)
-
     def _random_id(self) -> str:
         return base64url_encode(self._random_bytes(_ID_BYTES))
-
-
-def kept_session_key(row: LoginRow, keyring: Keyring, *, now: int) -> str:
-    """The session_key of a stored login. Raises: SealBroken if the row is not as it was written."""
-    key = keyring.opening_key(sealing_key_id(row.sealed_session_key), now=now)
-    place = Place("logins", row.appid, row.openid, row.sid, row.expires_at)
-    return open_sealed(row.sealed_session_key, key, place).decode("ascii")

@@ -41,6 +41,7 @@ _DEFAULT_FALLBACK_URL: Final = "https://api2.weixin.qq.com"
 _APPID: Final = re.compile(r"[0-9A-Za-z_-]{1,64}")
 _SECRET: Final = re.compile(r"[!-~]{1,256}")
 _MAX_SECRETS: Final = 2
+_SERVICE_TOKEN: Final = re.compile(r"[!-+\--~]{20,256}")  # visible, without a comma
 
 Flag = Annotated[bool, Field(strict=False)]
 Seconds = Annotated[int, Field(ge=1)]
@@ -86,7 +87,7 @@ class Environment(BaseModel):
 
     LOGIN_RATE: str = "300/minute"
     LIMITS_URL: str = Field(default="memory://", repr=False)
-    TRUSTED_PROXIES: Annotated[int, Field(ge=0)] = 0
+    TRUSTED_PROXIES: Annotated[int, Field(ge=0, le=16)] = 0
     CORS_ORIGINS: str = ""
     ACCESS_LOG: Literal["all", "login", "none"] = "all"
     OPS_TOKEN: str | None = Field(default=None, repr=False)
@@ -138,6 +139,9 @@ class Settings:
     workers: int
     threads: int
     wechat_in_flight: int
+    decrypt_window_s: int
+    service_tokens: tuple[str, ...] = field(repr=False)
+    trusted_proxies: int
     access_log: Literal["all", "login", "none"]
     warnings: tuple[str, ...]  # allowed, and to be said loudly
     table: tuple[Setting, ...] = field(repr=False)
@@ -162,11 +166,8 @@ def load_key_settings(environ: Mapping[str, str], *, dotenv: Path | None) -> tup
 
 # Read and checked, so that a deployment can carry them already, and not acted upon by this version.
 _NOT_IN_FORCE: Final = {
-    "DECRYPT_WINDOW": "there are no /session routes yet",
-    "SERVICE_TOKENS": "there are no /session routes yet",
     "LOGIN_RATE": "there is no rate limit yet; put one into the proxy",
     "LIMITS_URL": "there is no rate limit yet; put one into the proxy",
-    "TRUSTED_PROXIES": "no client address is used yet",
     "CORS_ORIGINS": "no CORS headers are sent yet",
     "OPS_TOKEN": "there is no /metrics yet",
 }
@@ -209,6 +210,7 @@ class _Loader:
         if in_flight >= env.THREADS:
             self._problem("WECHAT_IN_FLIGHT", f"has to be below THREADS ({env.THREADS}), or hung logins stop the rest")
         keys = self._keys()
+        service_tokens = self._service_tokens()
         for name in sorted(_NOT_IN_FORCE.keys() & self._given_names):
             self._warnings.append(f"{PREFIX}{name} has no effect in this version: {_NOT_IN_FORCE[name]}")
         if self._problems:
@@ -233,6 +235,9 @@ class _Loader:
             workers=env.WORKERS or self._cores,
             threads=env.THREADS,
             wechat_in_flight=in_flight,
+            decrypt_window_s=env.DECRYPT_WINDOW,
+            service_tokens=service_tokens,
+            trusted_proxies=env.TRUSTED_PROXIES,
             access_log=env.ACCESS_LOG,
             warnings=tuple(self._warnings),
             table=(),
@@ -434,6 +439,12 @@ class _Loader:
         except SettingsError as error:
             self._problems += error.problems
         return url
+
+    def _service_tokens(self) -> tuple[str, ...]:
+        tokens = tuple(text.strip() for text in (self._env.SERVICE_TOKENS or "").split(",") if text.strip())
+        if not all(map(_SERVICE_TOKEN.fullmatch, tokens)):
+            self._problem("SERVICE_TOKENS", "is a list of tokens of 20 to 256 visible characters with commas between")
+        return tokens
 
     def _problem(self, name: str, why: str) -> None:
         self._problems.append(f"{PREFIX}{name} {why}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 import time
@@ -16,6 +17,7 @@ from flask import Flask
 
 from authsvc.claims import Policy
 from authsvc.clock import Clock, SystemClock
+from authsvc.codes import Codes
 from authsvc.errors import KeysError, StoreUnavailable
 from authsvc.http.app import create_app
 from authsvc.http.services import Services
@@ -24,17 +26,20 @@ from authsvc.keyfiles import MANIFEST, Change, KeyFolder
 from authsvc.keyreport import problems
 from authsvc.keyring import Keyring
 from authsvc.keyset import Keyset, Kind, Lifecycle, Purpose
-from authsvc.login import Login, TokenTerms
+from authsvc.login import LoggedIn, Login, TokenTerms
 from authsvc.sealing import sealed_start
+from authsvc.session import Session
 from authsvc.settings import DEFAULT_ALG, KeySettings, Settings
 from authsvc.store import Store, open_store, prepare_store
 from authsvc.tokens import VerificationKey
+from authsvc.tokenshare import StoredTokens
 from authsvc.verifier import Verifier
-from authsvc.wechat import WeChatClient, new_session
+from authsvc.wechat import AccessTokens, WeChatClient, new_session
 
 _log = structlog.get_logger("authsvc.keys")
 
 _SAY_EVERY_LOOKS: Final = 60
+_STORE_WAIT_S: Final = 5
 _MAX_KEPT_KEYS: Final = 500  # of each kind: about half of what the manifest's own limit leaves room for
 
 
@@ -180,10 +185,10 @@ def settle_revocation(change: Change, store_url: str, *, sleep: Callable[[float]
         store.note_revoked_keys({key.id: key.revoked_at for key in burnt if key.revoked_at is not None})
         if not starts:
             return None
-        dropped = sum(map(store.drop_logins, starts))
+        dropped = sum(map(store.drop_sealed, starts))
         if change.is_one:
             sleep(change.after.lifecycle.reload_s)
-            dropped += sum(map(store.drop_logins, starts))
+            dropped += sum(map(store.drop_sealed, starts))
         return dropped
     finally:
         store.close()
@@ -222,6 +227,8 @@ def build_services(
         wechat=wechat,
         store=store,
         keys=keys,
+        # Beyond what WeChat may take there is the store, which waits for a lock.
+        codes=Codes[LoggedIn](wait_s=settings.wechat_timeout_s + _STORE_WAIT_S, monotonic=clock.monotonic),
         terms=TokenTerms(
             issuer=settings.issuer,
             audience=settings.audience,
@@ -233,18 +240,41 @@ def build_services(
         clock=clock,
         random_bytes=os.urandom,
     )
+    session = Session(
+        apps=settings.apps,
+        wechat=wechat,
+        access_tokens=AccessTokens(
+            wechat,
+            share=StoredTokens(store, keys=keys, clock=clock, random_bytes=os.urandom),
+            timeout_s=settings.wechat_timeout_s,
+            clock=clock,
+            sleep=time.sleep,
+        ),
+        store=store,
+        keys=keys,
+        decrypt_window_s=settings.decrypt_window_s,
+        clock=clock,
+        random_bytes=os.urandom,
+    )
+    places = BoundedSemaphore(settings.wechat_in_flight)
+    # Half of the threads that never wait for WeChat: the rest is for checklogin.
+    work_places = (settings.threads - settings.wechat_in_flight) // 2
     # With TYP=JWT, tokens of the stricter type that were issued before the switch are still good.
     policy = Policy(
         settings.issuer, settings.audience, typ=tuple({"at+jwt", settings.typ}), appids=tuple(settings.apps)
     )
     return Services(
         login=login,
+        session=session,
         verifier=Verifier(_CurrentKeys(keys), policy, remember=0, clock=clock),
         keys=keys,
         keys_are_current=keys_are_current,
         store=store,
         wechat=wechat,
-        places=BoundedSemaphore(settings.wechat_in_flight),
+        places=places,
+        work_places=BoundedSemaphore(work_places) if work_places else places,
+        service_token_digests=tuple(hashlib.sha256(text.encode()).digest() for text in settings.service_tokens),
+        trusted_proxies=settings.trusted_proxies,
         issuer=settings.issuer,
         clock=clock,
         access_log=settings.access_log,

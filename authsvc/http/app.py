@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from flask import Flask
+from werkzeug.middleware.proxy_fix import ProxyFix
 
-from authsvc.http import checklogin, health, login, wellknown
+from authsvc.http import checklogin, health, login, session, wellknown
 from authsvc.http.context import install_request_log
 from authsvc.http.problems import install_problems
 from authsvc.http.services import Services, install_services
@@ -21,4 +22,12 @@ def create_app(services: Services) -> Flask:
     install_problems(app)
     for module in (login, checklogin, wellknown, health):
         app.register_blueprint(module.blueprint)
+    app.register_blueprint(session.client_blueprint)
+    if services.service_token_digests:
+        app.register_blueprint(session.service_blueprint)
+    if services.trusted_proxies:
+        # The client's address alone: the scheme and the host that we answer with never come from a request.
+        app.wsgi_app = ProxyFix(  # type: ignore[method-assign]
+            app.wsgi_app, x_for=services.trusted_proxies, x_proto=0, x_host=0, x_port=0, x_prefix=0
+        )
     return app

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import BoundedSemaphore
 from typing import Any, Final, TypeVar
 from urllib.parse import parse_qsl
 
@@ -24,12 +25,28 @@ def place() -> Iterator[None]:
 
     Raises: Overloaded at once if none is free.
     """
-    if not services().places.acquire(blocking=False):
-        raise Overloaded("too many logins are under way")
+    with _one_of(services().places):
+        yield
+
+
+@contextmanager
+def work_place() -> Iterator[None]:
+    """One of the places for requests that wait for their body alone: those that wait for WeChat leave them free.
+
+    Raises: Overloaded at once if none is free.
+    """
+    with _one_of(services().work_places):
+        yield
+
+
+@contextmanager
+def _one_of(places: BoundedSemaphore) -> Iterator[None]:
+    if not places.acquire(blocking=False):
+        raise Overloaded("too many requests are under way")
     try:
         yield
     finally:
-        services().places.release()
+        places.release()
 
 
 _Model = TypeVar("_Model", bound=BaseModel)

@@ -10,8 +10,9 @@ import structlog
 from flask import Flask, Response
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
-from authsvc.errors import AuthsvcError, WeChatError
+from authsvc.errors import AuthsvcError, TokenError, WeChatError
 from authsvc.http.context import note, request_id
+from authsvc.verifier.bearer import challenge
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,25 +26,34 @@ class Problem:
 
 PROBLEMS: Final[dict[str, Problem]] = {
     "bad_request": Problem(400, "The request is not what this route takes"),
+    "decrypt_failed": Problem(400, "The data could not be decrypted", tells_detail=False),
+    "phone_code_invalid": Problem(400, "WeChat does not know this phone number code"),
+    "missing": Problem(401, "There is no token"),
+    "malformed": Problem(401, "The token is not one"),
+    "revoked": Problem(401, "The token's key has been revoked"),
+    "invalid": Problem(401, "The token is not good"),
+    "expired": Problem(401, "The token has expired"),
     "code_invalid": Problem(401, "WeChat does not know this code"),
     "code_used": Problem(401, "This code has been used"),
     "user_blocked": Problem(403, "WeChat has blocked this user's login"),
     "user_banned": Problem(403, "This user may not log in"),
+    "service_token_invalid": Problem(403, "This route is for our own back ends"),
     "not_found": Problem(404, "There is nothing here"),
     "method_not_allowed": Problem(405, "This route does not take this method"),
+    "session_key_gone": Problem(409, "There is no good session key of this user"),
     "payload_too_large": Problem(413, "The body is too large"),
     "unsupported_media_type": Problem(415, "The body has a type that this route does not take"),
     # The limit counts by minute: WeChat's 100 exchanges a user.
-    "rate_limited": Problem(429, "Too many logins", retry_after_s=60),
+    "rate_limited": Problem(429, "Too many requests of this user", retry_after_s=60),
     "internal_error": Problem(500, "The service failed", tells_detail=False),
     "wechat_config": Problem(502, "The service is not set up rightly at WeChat"),
     "wechat_bad_reply": Problem(502, "WeChat's answer could not be used"),
     "wechat_error": Problem(502, "WeChat answered with an error"),
     "wechat_busy": Problem(503, "WeChat is busy", retry_after_s=5),
     "wechat_quota": Problem(503, "The quota at WeChat is used up", retry_after_s=3600),
-    "store_unavailable": Problem(503, "The login could not be kept", retry_after_s=5, tells_detail=False),
+    "store_unavailable": Problem(503, "The side store does not answer", retry_after_s=5, tells_detail=False),
     "keys_unusable": Problem(503, "The service cannot sign", retry_after_s=60, tells_detail=False),
-    "overloaded": Problem(503, "Too many logins are under way", retry_after_s=1),
+    "overloaded": Problem(503, "Too many requests are under way", retry_after_s=1),
     "wechat_timeout": Problem(504, "No answer from WeChat"),
 }
 
@@ -91,7 +101,10 @@ def _authsvc_error(error: AuthsvcError) -> Response:
         note(wechat_errcode=error.errcode, wechat_rid=error.rid)
         if error.errcode is not None:
             members["wechat_errcode"] = error.errcode
-    return problem_reply(error.code, detail=str(error), **members)
+    reply = problem_reply(error.code, detail=str(error), **members)
+    if isinstance(error, TokenError):
+        reply.headers["WWW-Authenticate"] = challenge(error)
+    return reply
 
 
 def _http_error(error: HTTPException) -> Response:

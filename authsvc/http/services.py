@@ -12,6 +12,7 @@ from flask import Flask, current_app
 from authsvc.clock import Clock
 from authsvc.keyring import Keyring
 from authsvc.login import Login
+from authsvc.session import Session
 from authsvc.store import Store
 from authsvc.verifier import Verifier
 
@@ -27,12 +28,16 @@ class WeChatHealth(Protocol):
 @dataclass(frozen=True, slots=True)
 class Services:
     login: Login
+    session: Session
     verifier: Verifier
     keys: Callable[[], Keyring]
     keys_are_current: Callable[[], bool]
     store: Store
     wechat: WeChatHealth
-    places: BoundedSemaphore
+    places: BoundedSemaphore  # for requests that wait for WeChat
+    work_places: BoundedSemaphore  # for those that have work to do here, and may be sent slowly
+    service_token_digests: tuple[bytes, ...]  # SHA-256
+    trusted_proxies: int
     issuer: str
     clock: Clock
     access_log: AccessLog

@@ -58,10 +58,7 @@ def refusal(error: TokenError | KeysUnavailable) -> Refusal:
         extra = ("Retry-After", str(error.retry_after_s))
     else:
         status, reason, title = 401, "Unauthorized", "The token is not accepted"
-        # RFC 6750, 3.1: without any token there is nothing wrong with it yet.
-        is_missing = isinstance(error, TokenMissing)
-        challenge = "" if is_missing else f' error="invalid_token", error_description="{error.code}"'
-        extra = ("WWW-Authenticate", f"Bearer{challenge}")
+        extra = ("WWW-Authenticate", challenge(error))
     body = json.dumps({"status": status, "title": title, "code": error.code}).encode("ascii") + b"\n"
     headers = (
         ("Content-Type", PROBLEM_JSON),
@@ -70,3 +67,11 @@ def refusal(error: TokenError | KeysUnavailable) -> Refusal:
         extra,
     )
     return Refusal(status, reason, headers, body)
+
+
+def challenge(error: TokenError) -> str:
+    """The WWW-Authenticate of a 401."""
+    # RFC 6750, 3.1: without any token there is nothing wrong with it yet.
+    if isinstance(error, TokenMissing):
+        return "Bearer"
+    return f'Bearer error="invalid_token", error_description="{error.code}"'

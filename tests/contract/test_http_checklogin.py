@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from authsvc.errors import StoreUnavailable
-from authsvc.store import LoginRow, UserRow
+from authsvc.store import Store
 from authsvc.tokens import sign_token
 from tests.support.app import FakeService
 from tests.support.clock import NOW
@@ -115,35 +113,12 @@ def test_a_genuine_token_under_a_revoked_key_is_told_so_and_the_key_is_in_no_jwk
 class _NoStore:
     """Every touch is a failure of the test."""
 
-    def put_login(self, login: LoginRow, *, unionid: str | None) -> None:
-        raise AssertionError("checklogin touched the store")
-
-    def logins(self, appid: str, openid: str, *, now: int) -> tuple[LoginRow, ...]:
-        raise AssertionError("checklogin touched the store")
-
-    def user(self, appid: str, openid: str) -> UserRow | None:
-        raise AssertionError("checklogin touched the store")
-
-    def set_user_state(self, appid: str, openid: str, state: int) -> bool:
-        raise AssertionError("checklogin touched the store")
-
-    def drop_logins(self, sealed_start: bytes) -> int:
-        raise AssertionError("checklogin touched the store")
-
-    def note_revoked_keys(self, revoked: Mapping[str, int]) -> None:
-        raise AssertionError("checklogin touched the store")
-
-    def revoked_keys(self) -> dict[str, int]:
-        raise AssertionError("checklogin touched the store")
-
-    def ping(self) -> None:
-        raise StoreUnavailable("gone")
-
-    def close(self) -> None: ...
+    def __getattr__(self, name: str) -> object:
+        raise AssertionError(f"checklogin touched the store: {name}")
 
 
 def test_checklogin_touches_neither_store_nor_wechat() -> None:
-    service = FakeService(store=_NoStore())
+    service = FakeService(store=cast(Store, _NoStore()))
     assert service.client().get(f"/checklogin?token={TOKEN}").get_json()["is_login"] is True
     assert service.wechat.asked == []
 

@@ -129,7 +129,11 @@ def test_readyz_fails_when_what_is_signed_does_not_verify() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/logout", "/metrics", "/session/decrypt", "/login/", "/.well-known//jwks.json", "/LOGIN", "/\0"]
+    "path",
+    [
+        *("/", "/logout", "/metrics", "/session", "/session/", "/session/other", "/login/", "/LOGIN", "/\0"),
+        "/.well-known//jwks.json",
+    ],
 )
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
 def test_what_is_not_there_is_a_problem_404_and_never_a_redirect(method: str, path: str) -> None:

@@ -2,37 +2,50 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from threading import BoundedSemaphore
+from typing import TypeVar
 
 from flask.testing import FlaskClient
 
 from authsvc.claims import Policy
+from authsvc.codes import Codes
+from authsvc.errors import SessionKeyGone
 from authsvc.http.app import create_app
 from authsvc.http.services import AccessLog, Services
 from authsvc.keyring import Keyring
-from authsvc.login import Login, TokenTerms
+from authsvc.login import LoggedIn, Login, TokenTerms
+from authsvc.session import Session
 from authsvc.store import Store
 from authsvc.store.memory import MemoryStore
 from authsvc.verifier import Verifier
-from authsvc.wechat import App, WeChatSession, check_code
-from tests.support.clock import FakeClock
+from authsvc.wechat import App, PhoneNumber, WeChatSession, check_code
+from tests.support.clock import NOW, FakeClock
 from tests.support.keys import AUDIENCE, ISSUER, keyring
 
 APPID = "wx1234567890abcdef"
 SESSION_KEY = "tiihtNczf5v6AKRyjwEUhQ=="
+SERVICE_TOKEN = "service-token-of-a-back-end"
+CODE = "0712cDoV0cfty22AeloV0daMoV02cDog"
+
+_Found = TypeVar("_Found")
 
 
 @dataclass
 class FakeWeChat:
-    """Says the same of every code, or fails as it is told to."""
+    """Says the same of every code, and of every session_key, or fails as it is told to."""
 
     answer: WeChatSession | Exception = field(default_factory=lambda: WeChatSession("oABC-def_123", SESSION_KEY))
     health: str = "untried"
     meanwhile: Callable[[], object] = lambda: None
     asked: list[tuple[str, str]] = field(default_factory=list)
+    takes_key: bool = True
+    new_session_key: str = "bmV3IHNlc3Npb24ga2V5IQ=="
+    failure: Exception | None = None  # of the calls that need an access token
+    asked_with: list[tuple[str, str, str]] = field(default_factory=list)
 
     def code2session(self, app: App, code: str) -> WeChatSession:
         check_code(code)
@@ -41,6 +54,40 @@ class FakeWeChat:
         if isinstance(self.answer, Exception):
             raise self.answer
         return self.answer
+
+    def check_session_key(
+        self, access_token: str, openid: str, session_key: str, *, ends_at: float | None = None
+    ) -> bool:
+        self.asked_with.append((access_token, openid, session_key))
+        self._fail_as_told()
+        return self.takes_key
+
+    def reset_user_session_key(
+        self, access_token: str, openid: str, session_key: str, *, ends_at: float | None = None
+    ) -> WeChatSession:
+        self.asked_with.append((access_token, openid, session_key))
+        self._fail_as_told()
+        if not self.takes_key:
+            raise SessionKeyGone("another one", errcode=87009)
+        return WeChatSession(openid, self.new_session_key)
+
+    def phone_number(
+        self, access_token: str, code: str, *, appid: str, openid: str, ends_at: float | None = None
+    ) -> PhoneNumber:
+        self.asked_with.append((access_token, openid, code))
+        self._fail_as_told()
+        return PhoneNumber("+8613800138000", "13800138000", "86", NOW)
+
+    def _fail_as_told(self) -> None:
+        if self.failure is not None:
+            raise self.failure
+
+
+class LentToken:
+    """An access token for whoever asks."""
+
+    def use(self, app: App, call: Callable[[str, float], _Found]) -> _Found:
+        return call(f"access-token-of-{app.appid}", 0.0)
 
 
 @dataclass
@@ -56,27 +103,46 @@ class FakeService:
     with_unionid: bool = False
     access_log: AccessLog = "all"
     places: int = 4
+    work_places: int = 2
+    service_tokens: tuple[str, ...] = (SERVICE_TOKEN,)
+    trusted_proxies: int = 0
     keys_are_current: bool = True
 
     def client(self) -> FlaskClient:
         terms = TokenTerms(ISSUER, AUDIENCE, self.typ, 7200, 259_200, self.with_unionid)
+        apps = {appid: App(appid, ("secret",)) for appid in self.appids}
         login = Login(
-            apps={appid: App(appid, ("secret",)) for appid in self.appids},
+            apps=apps,
             wechat=self.wechat,
             store=self.store,
             keys=lambda: self.ring,
+            codes=Codes[LoggedIn](wait_s=10, monotonic=self.clock.monotonic),
             terms=terms,
+            clock=self.clock,
+            random_bytes=os.urandom,
+        )
+        session = Session(
+            apps=apps,
+            wechat=self.wechat,
+            access_tokens=LentToken(),
+            store=self.store,
+            keys=lambda: self.ring,
+            decrypt_window_s=600,
             clock=self.clock,
             random_bytes=os.urandom,
         )
         services = Services(
             login=login,
+            session=session,
             verifier=Verifier(self.ring, Policy(ISSUER, AUDIENCE), clock=self.clock),
             keys=lambda: self.ring,
             keys_are_current=lambda: self.keys_are_current,
             store=self.store,
             wechat=self.wechat,
             places=BoundedSemaphore(self.places),
+            work_places=BoundedSemaphore(self.work_places),
+            service_token_digests=tuple(hashlib.sha256(text.encode()).digest() for text in self.service_tokens),
+            trusted_proxies=self.trusted_proxies,
             issuer=ISSUER,
             clock=self.clock,
             access_log=self.access_log,

@@ -244,17 +244,35 @@ def test_what_kubernetes_puts_into_a_pod_is_told_from_a_setting() -> None:
     assert "enableServiceLinks" in _problems(REAL | links | {"AUTHSVC_PORT": "tcp://10.0.0.1:80"})
 
 
-@pytest.mark.parametrize("name", ["LOGIN_RATE", "OPS_TOKEN", "SERVICE_TOKENS", "TRUSTED_PROXIES"])
+@pytest.mark.parametrize("name", ["LOGIN_RATE", "OPS_TOKEN", "CORS_ORIGINS"])
 def test_a_setting_without_effect_is_said(name: str) -> None:
     assert any(
         f"AUTHSVC_{name} has no effect" in warning for warning in _load(REAL | {f"AUTHSVC_{name}": "1"}).warnings
     )
 
 
+@pytest.mark.parametrize(
+    ("given", "tokens"),
+    [
+        ("a" * 20, ("a" * 20,)),
+        (f"{'a' * 256}, {'b' * 20},", ("a" * 256, "b" * 20)),
+        (" , ", ()),
+    ],
+)
+def test_service_tokens_are_a_list_with_commas(given: str, tokens: tuple[str, ...]) -> None:
+    assert _load(REAL | {"AUTHSVC_SERVICE_TOKENS": given}).service_tokens == tokens
+
+
+@pytest.mark.parametrize("given", ["a" * 19, "a" * 257, f"{'a' * 20},short", "a" * 10 + " " + "a" * 10, "ä" * 20])
+def test_a_service_token_that_can_be_guessed_or_not_be_sent_is_refused_and_not_shown(given: str) -> None:
+    problems = _problems(REAL | {"AUTHSVC_SERVICE_TOKENS": given})
+    assert "SERVICE_TOKENS" in problems
+    assert given not in problems
+
+
 def test_the_table_has_every_setting_and_no_secret() -> None:
-    secrets = {
-        f"AUTHSVC_{name}": "SECRETMARKER" for name in ("SECRET", "KEYS_PASSPHRASE", "OPS_TOKEN", "SERVICE_TOKENS")
-    }
+    names = ("SECRET", "KEYS_PASSPHRASE", "OPS_TOKEN", "SERVICE_TOKENS")
+    secrets = {f"AUTHSVC_{name}": "SECRETMARKER-SECRETMARKER" for name in names}
     settings = _load(REAL | secrets)
     shown = {setting.name: setting.shown for setting in settings.table}
     assert shown.keys() == {f"AUTHSVC_{name}" for name in Environment.model_fields}
