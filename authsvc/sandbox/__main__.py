@@ -13,7 +13,8 @@ from typing import Final
 
 from authsvc.clock import SystemClock
 from authsvc.errors import SettingsError
-from authsvc.sandbox.faults import FAULTS
+from authsvc.sandbox.faults import ENDPOINTS, EVERYWHERE, FAULTS
+from authsvc.sandbox.routes import ADMIN
 from authsvc.sandbox.server import SandboxServer
 from authsvc.sandbox.wechat import SandboxWeChat
 
@@ -59,8 +60,9 @@ def _server(options: argparse.Namespace, parser: argparse.ArgumentParser) -> San
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m authsvc.sandbox",
-        description="WeChat's login API in miniature, for development and tests. Loopback only.",
-        epilog=_table_of_faults(),
+        description="WeChat's server API in miniature, as far as logins need it, for development and tests. "
+        "Loopback only. Open / in a browser to see what goes on.",
+        epilog=f"{_table_of_routes()}\n\n{_table_of_faults()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -82,16 +84,30 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _table_of_routes() -> str:
+    width = max(len(f"{route.method} {path}") for path, route in ADMIN.items())
+    rows = [f"  {f'{route.method} {path}':{width}}  {route.usage}" for path, route in ADMIN.items()]
+    return "\n".join(["routes of the sandbox's own, bodies in JSON:", *rows])
+
+
 def _table_of_faults() -> str:
     width = max(map(len, FAULTS))
-    rows = [f"  {'*' if fault.consumes_code else ' '} {fault.name:{width}}  {fault.line}" for fault in FAULTS.values()]
-    return "\n".join(
-        [
-            "faults, for POST /sandbox/fault {name, times?, delay_s?} and POST /sandbox/code {fault, …};",
-            "those with a * use the code up:",
-            *rows,
+    lines = [
+        "faults, for POST /sandbox/fault and, those of jscode2session, for POST /sandbox/code; those with a * ask",
+        "WeChat first, so that a code is used up and a session_key reset. A fault that is planned for an endpoint",
+        "where it makes no sense is refused with 400.",
+    ]
+    # Everywhere comes first, then by the endpoints in their own order.
+    places = dict.fromkeys([EVERYWHERE, *(fault.endpoints for fault in FAULTS.values())])
+    for place in places:
+        names = "every endpoint" if place == EVERYWHERE else ", ".join(name for name in ENDPOINTS if name in place)
+        lines += ["", f"{names}:"]
+        lines += [
+            f"  {'*' if fault.consumes_code else ' '} {fault.name:{width}}  {fault.line}"
+            for fault in FAULTS.values()
+            if fault.endpoints == place
         ]
-    )
+    return "\n".join(lines)
 
 
 def _app(text: str) -> tuple[str, str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
 from authsvc.encoding import NotCanonical, parse_json_object
 from authsvc.errors import BadRequest
+from authsvc.sandbox.faults import ENDPOINTS, JSCODE2SESSION
+from authsvc.sandbox.wechat import DEFAULT_DEVICE
 
 DEFAULT_USER: Final = "user-1"
 
@@ -23,6 +25,27 @@ class CodeOrder:
     delay_s: float | None
     unionid: str | bool | None  # True: the one derived from the user; a text: that one
     new_session_key: bool
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class PhoneCodeOrder:
+    """`POST /sandbox/phone_code`."""
+
+    appid: str | None  # None: the only app
+    user: str
+    phone: str | None = field(repr=False)  # None: the user's own number
+
+
+@dataclass(frozen=True, slots=True)
+class OpenDataOrder:
+    """`POST /sandbox/open_data`."""
+
+    appid: str | None  # None: the only app
+    user: str
+    data: Mapping[str, object] | None = field(repr=False)  # None: what wx.getUserInfo tells of the user
+    session_key: str  # which one: "current" or "previous"
+    age_s: float  # negative: from the future
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +55,16 @@ class FaultOrder:
     name: str | None
     times: int
     delay_s: float | None
+    endpoint: str | None  # None, with a name of None alone: every one
 
 
 def parse_code_order(body: bytes) -> CodeOrder:
     """An empty body orders a code for DEFAULT_USER.
 
-    Raises: BadRequest, as the other one does, saying which member is wrong, but never its value.
+    Raises: BadRequest, as the other ones do, saying which member is wrong, but never its value.
     """
-    members = _members(body or b"{}", ("appid", "user", "fault", "times", "delay_s", "unionid", "new_session_key"))
+    known = ("appid", "user", "fault", "times", "delay_s", "unionid", "new_session_key", "device")
+    members = _members(body or b"{}", known)
     unionid = members.get("unionid")
     if not isinstance(unionid, bool):
         unionid = _optional_text("unionid", unionid)
@@ -57,17 +82,49 @@ def parse_code_order(body: bytes) -> CodeOrder:
         delay_s=_optional_seconds("delay_s", members.get("delay_s")),
         unionid=unionid,
         new_session_key=new_session_key,
+        device=_optional_text("device", members.get("device")) or DEFAULT_DEVICE,
+    )
+
+
+def parse_phone_code_order(body: bytes) -> PhoneCodeOrder:
+    """An empty body orders one for DEFAULT_USER."""
+    members = _members(body or b"{}", ("appid", "user", "phone"))
+    return PhoneCodeOrder(
+        appid=_optional_text("appid", members.get("appid")),
+        user=_optional_text("user", members.get("user")) or DEFAULT_USER,
+        phone=_optional_text("phone", members.get("phone")),
+    )
+
+
+def parse_open_data_order(body: bytes) -> OpenDataOrder:
+    """An empty body orders those of DEFAULT_USER, made now under the current session_key."""
+    members = _members(body or b"{}", ("appid", "user", "data", "session_key", "age_s"))
+    data = members.get("data")
+    if data is not None and not isinstance(data, dict):
+        raise BadRequest("data is an object")
+    return OpenDataOrder(
+        appid=_optional_text("appid", members.get("appid")),
+        user=_optional_text("user", members.get("user")) or DEFAULT_USER,
+        data=data,
+        session_key=_optional_text("session_key", members.get("session_key")) or "current",
+        age_s=_optional_seconds("age_s", members.get("age_s")) or 0,
     )
 
 
 def parse_fault_order(body: bytes) -> FaultOrder:
-    members = _members(body, ("name", "times", "delay_s"))
+    """Without an endpoint a fault is for code2session, and clearing is for all."""
+    members = _members(body, ("name", "times", "delay_s", "endpoint"))
     if "name" not in members:
         raise BadRequest("name is missing: the name of a fault, or null to clear")
+    name = _fault_name("name", members["name"])
+    endpoint = _optional_text("endpoint", members.get("endpoint"))
+    if endpoint is not None and endpoint not in ENDPOINTS:
+        raise BadRequest(f"endpoint is one of {', '.join(ENDPOINTS)}")
     return FaultOrder(
-        name=_fault_name("name", members["name"]),
+        name=name,
         times=_optional_count("times", members.get("times")) or 1,
         delay_s=_optional_seconds("delay_s", members.get("delay_s")),
+        endpoint=endpoint or (JSCODE2SESSION if name else None),
     )
 
 

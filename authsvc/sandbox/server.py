@@ -16,21 +16,13 @@ from typing import Any, Final, Self
 from urllib.parse import parse_qsl
 
 from authsvc.errors import BadRequest, SettingsError
-from authsvc.sandbox import wire
-from authsvc.sandbox.faults import FaultPlan
-from authsvc.sandbox.routes import (
-    ADMIN,
-    CODE2SESSION,
-    ELSEWHERE_PATH,
-    WECHAT,
-    CallRecord,
-    Request,
-    Site,
-    WeChatEndpoint,
-)
+from authsvc.sandbox import page, wire
+from authsvc.sandbox.callbook import CallRecord
+from authsvc.sandbox.faults import JSCODE2SESSION, FaultPlan
+from authsvc.sandbox.routes import ADMIN, ELSEWHERE_PATH, WECHAT, Request, Site, WeChatEndpoint
 from authsvc.sandbox.wechat import SandboxWeChat
 
-MAX_BODY: Final = 4 * 1024
+MAX_BODY: Final = 64 * 1024  # open data may be large
 
 _MAX_PARAMETERS: Final = 50
 _DRAINED: Final = 1024 * 1024  # of a body that is too long; closing on unread bytes would reset the answer away
@@ -62,7 +54,11 @@ class SandboxServer:
     @property
     def faults(self) -> FaultPlan:
         """What the next calls of code2session meet."""
-        return self._listener.site.faults[CODE2SESSION.name]
+        return self.fault_plan(JSCODE2SESSION)
+
+    def fault_plan(self, endpoint_name: str) -> FaultPlan:
+        """What the next calls of this endpoint meet. Raises: KeyError for a name that is none of faults.ENDPOINTS."""
+        return self._listener.site.faults[endpoint_name]
 
     def start(self) -> None:
         """Serve in a background thread until `stop()`."""
@@ -117,6 +113,10 @@ class _HttpProblem(Exception):
         self.status = status
         self.answer: wire.Answer = {"error": error, "detail": detail}
         self.headers = headers
+
+
+def _method_not_allowed(allowed: str) -> _HttpProblem:
+    return _HttpProblem(405, "method_not_allowed", f"this path takes {allowed}", [("Allow", allowed)])
 
 
 class _Listener(ThreadingHTTPServer):
@@ -251,10 +251,12 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer_as_wechat(self, endpoint: WeChatEndpoint, request: Request) -> None:
         site = self.server.site
         armed = site.faults[endpoint.name].take() or endpoint.code_fault(site.model, request)
-        appid = request.query.get("appid")
+        about = endpoint.about(site.model, request)
         record = CallRecord(
+            at=site.model.now,
             endpoint=endpoint.name,
-            appid=appid if appid in site.model.appids else None,
+            appid=about.appid,
+            openid=about.openid,
             fault=armed.fault.name if armed else None,
         )
         site.calls.note(record)
@@ -265,18 +267,27 @@ class _Handler(BaseHTTPRequestHandler):
             call.reply(wire.json_body(call.exchange()))
 
     def _answer_as_sandbox(self, request: Request) -> None:
+        if request.path == page.PATH:
+            self._show_page(request)
+            return
         route = ADMIN.get(request.path)
         if route is None:
             raise _HttpProblem(404, "not_found", "no such path")
         self._refuse_web_pages()
-        method, act = route
-        if request.method != method:
-            raise _HttpProblem(405, "method_not_allowed", f"this path takes {method}", [("Allow", method)])
+        if request.method != route.method:
+            raise _method_not_allowed(route.method)
         try:
-            answer = act(self.server.site, request)
+            answer = route.act(self.server.site, request)
         except BadRequest as error:
             raise _HttpProblem(400, error.code, str(error)) from None
         self.send_answer(200, answer)
+
+    def _show_page(self, request: Request) -> None:
+        self._refuse_web_pages()
+        if request.method not in ("GET", "HEAD"):
+            raise _method_not_allowed("GET, HEAD")
+        body = page.render(self.server.site, self.server.url)
+        self.send_body(body, status=200, content_type=page.CONTENT_TYPE, headers=page.HEADERS)
 
     def _refuse_web_pages(self) -> None:
         """Keep the developer's own browser out: whoever mints codes can be anyone.
@@ -308,7 +319,7 @@ class _Call:
         return self._noted(self._model.refusal(errcode))
 
     def stranger(self) -> wire.Answer:
-        return self._model.stranger()
+        return self._endpoint.stranger(self._model, self._request)
 
     def reply(
         self,
@@ -356,7 +367,7 @@ class _Call:
         self._handler.server.reset_on_close(self._handler.connection)
 
     def elsewhere(self) -> str:
-        return self._handler.server.url + ELSEWHERE_PATH
+        return f"{self._handler.server.url}{ELSEWHERE_PATH}/{self._endpoint.name}"
 
     def _noted(self, answer: wire.Answer) -> wire.Answer:
         errcode = answer.get("errcode", 0)

@@ -1,4 +1,4 @@
-"""The sandbox over real sockets: WeChat's call, every fault of the table, the admin routes, the process."""
+"""The sandbox over real sockets: code2session and all its faults, the admin routes, the process."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ import pytest
 
 import authsvc
 from authsvc.errors import SettingsError
-from authsvc.sandbox.faults import FAULTS
-from authsvc.sandbox.server import SandboxServer
+from authsvc.sandbox.faults import ENDPOINTS, FAULTS
+from authsvc.sandbox.routes import ADMIN
+from authsvc.sandbox.server import MAX_BODY, SandboxServer
 from authsvc.sandbox.wechat import SandboxWeChat
-from tests.support.clock import FakeClock
+from tests.support.clock import NOW, FakeClock
 
 APPID, SECRET = "wx0123456789abcdef", "s3cret-0123456789abcdef"
 OTHER_APPID, OTHER_SECRET = "wxfedcba9876543210", "s3cret-fedcba9876543210"
@@ -116,7 +117,7 @@ def mint(server: SandboxServer, fault: str | None = None, **more: object) -> str
     return code
 
 
-# ---- WeChat's call ------------------------------------------------------------------------------
+# ---- code2session -------------------------------------------------------------------------------
 
 
 def test_a_login_is_plain_text_with_json_in_it(server: SandboxServer) -> None:
@@ -164,7 +165,7 @@ def test_a_slash_is_escaped_as_wechat_does(server: SandboxServer) -> None:
     assert reply.json["unionid"] == "a/b"
 
 
-# ---- every fault of the table -------------------------------------------------------------------
+# ---- every fault of it --------------------------------------------------------------------------
 
 
 @dataclass
@@ -256,7 +257,7 @@ def check_deep_json(play: Play) -> None:
 
 def check_redirect(play: Play) -> None:
     assert play.reply.status == 302
-    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/sandbox/elsewhere", play.reply.headers["location"])
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/sandbox/elsewhere/jscode2session", play.reply.headers["location"])
 
 
 def check_duplicate_members(play: Play) -> None:
@@ -396,8 +397,9 @@ CHECKS: Mapping[str, Callable[[Play], None]] = {
 PLAYED_BY_THEMSELVES = {"reset", "endless_continue"}
 
 
-def test_every_fault_of_the_table_is_played_here() -> None:
-    assert set(CHECKS) | PLAYED_BY_THEMSELVES == set(FAULTS)
+def test_every_fault_of_code2session_is_played_here() -> None:
+    own = {name for name, fault in FAULTS.items() if "jscode2session" in fault.endpoints}
+    assert set(CHECKS) | PLAYED_BY_THEMSELVES == own
 
 
 @pytest.fixture(scope="module")
@@ -503,7 +505,7 @@ def test_a_slow_answer_waits_for_its_time_though_the_next_request_is_there_alrea
 
 
 def calls(server: SandboxServer) -> Mapping[str, object]:
-    return server._listener.site.calls.told()
+    return server._listener.site.calls.counts()
 
 
 def wait_until(condition: Callable[[], object]) -> None:
@@ -527,7 +529,7 @@ def test_a_fault_is_met_once_unless_said_and_can_be_cleared(server: SandboxServe
     admin(server, "POST", "/sandbox/fault", {"name": "system_busy"})
     assert [exchange(server, "no-such-code").json["errcode"] for _ in range(2)] == [-1, 40029]
     admin(server, "POST", "/sandbox/fault", {"name": "system_busy", "times": 1000})
-    assert admin(server, "POST", "/sandbox/fault", {"name": clear}).json == {"name": None, "times": 0}
+    assert admin(server, "POST", "/sandbox/fault", {"name": clear}).json == {"name": None, "times": 0, "endpoint": None}
     assert exchange(server, "no-such-code").json["errcode"] == 40029
 
 
@@ -582,17 +584,27 @@ def test_the_calls_are_counted_and_told_without_secrets(server: SandboxServer) -
     told = admin(server, "GET", "/sandbox/calls")
     assert told.json["jscode2session"] == 4
     assert told.json["elsewhere"] == 0
+    call = {"at": NOW, "endpoint": "jscode2session", "openid": server.model.openid(APPID, USER)}
     assert told.json["last"] == [
-        {"endpoint": "jscode2session", "appid": APPID, "fault": "no_openid", "errcode": 0},
-        {"endpoint": "jscode2session", "appid": APPID, "fault": None, "errcode": 40163},
-        {"endpoint": "jscode2session", "appid": None, "fault": None, "errcode": 40013},
-        {"endpoint": "jscode2session", "appid": APPID, "fault": "close", "errcode": None},
+        {**call, "appid": APPID, "fault": "no_openid", "errcode": 0},
+        {**call, "appid": APPID, "fault": None, "errcode": 40163},
+        {**call, "appid": None, "fault": None, "errcode": 40013},
+        {**call, "appid": APPID, "fault": "close", "errcode": None},
     ]
     assert not any(secret in told.body.decode() for secret in (SECRET, code, str(key)))
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/sandbox", "/sandbox/code/", "/sns/jscode2session/", "*", "http://127.0.0.1/sandbox/code"]
+    "path",
+    [
+        "/index.html",
+        "/sandbox",
+        "/sandbox/elsewhere",
+        "/sandbox/code/",
+        "/sns/jscode2session/",
+        "*",
+        "http://127.0.0.1/sandbox/code",
+    ],
 )
 def test_an_unknown_path_is_404_in_json(server: SandboxServer, path: str) -> None:
     reply = parsed(ask_raw(server, get(path)))
@@ -605,6 +617,9 @@ def test_an_unknown_path_is_404_in_json(server: SandboxServer, path: str) -> Non
     [
         ("GET", "/sandbox/code", "POST"),
         ("GET", "/sandbox/fault", "POST"),
+        ("GET", "/sandbox/phone_code", "POST"),
+        ("HEAD", "/sandbox/open_data", "POST"),
+        ("POST", "/", "GET, HEAD"),
         ("POST", "/sandbox/calls", "GET"),
         ("PUT", "/sandbox/code", "POST"),
         ("DELETE", "/sandbox/calls", "GET"),
@@ -642,7 +657,11 @@ def test_bad_input_is_a_clear_400_and_the_connection_lives_on(server: SandboxSer
 @pytest.mark.parametrize(
     ("head", "status"),
     [
-        (b"POST /sandbox/code HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 4097\r\n\r\n" + b" " * 4097, 413),
+        (
+            b"POST /sandbox/code HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n" % (MAX_BODY + 1)
+            + b" " * (MAX_BODY + 1),
+            413,
+        ),
         (b"POST /sandbox/code HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 411),
         (b"POST /sandbox/code HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: -1\r\n\r\n", 400),
         (b"POST /sandbox/code HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: x\r\n\r\n", 400),
@@ -669,7 +688,7 @@ def test_a_body_that_is_far_too_long_is_read_to_its_end_so_that_the_refusal_arri
 
 
 @pytest.mark.parametrize(
-    ("method", "path"), [("POST", "/sandbox/code"), ("POST", "/sandbox/fault"), ("GET", "/sandbox/calls")]
+    ("method", "path"), [("GET", "/"), ("HEAD", "/"), *((route.method, path) for path, route in ADMIN.items())]
 )
 @pytest.mark.parametrize(
     "headers",
@@ -697,7 +716,9 @@ def test_a_web_page_in_the_developers_browser_gets_nothing(
         ask_raw(shared_server, f"{method} {path} HTTP/1.1\r\n{headers}\r\nConnection: close\r\n\r\n".encode())
     )
     assert reply.status == 403
-    assert set(reply.json) == {"error", "detail"}
+    assert "access-control-allow-origin" not in reply.headers
+    if method != "HEAD":
+        assert set(reply.json) == {"error", "detail"}
 
 
 @pytest.mark.parametrize("host", ["localhost", "LocalHost:3001", "127.0.0.1:1", "127.9.9.9", "[::1]", "[::1]:3001"])
@@ -910,8 +931,21 @@ def test_a_port_that_is_taken_is_said_with_exit_1(server: SandboxServer) -> None
     assert "Traceback" not in done.stderr
 
 
-def test_help_lists_every_fault_with_its_line() -> None:
-    lines = run("--help").stdout.splitlines()
+def test_help_lists_every_fault_with_its_line_below_the_endpoints_that_it_is_for() -> None:
+    heading, found = "", {}
+    for line in run("--help").stdout.splitlines():
+        if match := re.fullmatch(r"  ([* ]) (\w+)  +(.+)", line):
+            found[match[2]] = (match[1], match[3], heading)
+        elif line.endswith(":"):
+            heading = line[:-1]
     for fault in FAULTS.values():
-        mark = "*" if fault.consumes_code else " "
-        assert any(re.fullmatch(rf"  {re.escape(mark)} {fault.name} +{re.escape(fault.line)}", line) for line in lines)
+        mark, line, heading = found[fault.name]
+        assert (mark, line) == ("*" if fault.consumes_code else " ", fault.line)
+        names = set(ENDPOINTS) if heading == "every endpoint" else set(heading.split(", "))
+        assert names == fault.endpoints
+
+
+def test_help_lists_every_route_with_what_it_takes() -> None:
+    lines = run("--help").stdout.splitlines()
+    for path, route in ADMIN.items():
+        assert any(re.fullmatch(rf"  {route.method} {path} +{re.escape(route.usage)}", line) for line in lines)

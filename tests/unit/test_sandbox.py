@@ -9,8 +9,9 @@ import re
 import pytest
 
 from authsvc.errors import BadRequest, SettingsError
-from authsvc.sandbox import admin, wechat
-from authsvc.sandbox.faults import FAULTS, FaultPlan
+from authsvc.sandbox import admin, codes, users
+from authsvc.sandbox.errcodes import ERRCODES
+from authsvc.sandbox.faults import ENDPOINTS, FAULTS, JSCODE2SESSION, FaultPlan
 from authsvc.sandbox.wechat import SandboxWeChat
 from tests.support.clock import FakeClock
 
@@ -56,9 +57,9 @@ def log_in(model: SandboxWeChat, user: str = "alice") -> dict[str, object]:
 
 
 def test_a_code_looks_like_a_real_one_and_no_two_are_alike(model: SandboxWeChat) -> None:
-    codes = {model.mint_code(APPID, "alice") for _ in range(100)}
-    assert len(codes) == 100
-    assert all(re.fullmatch(r"[0-9A-Za-z]{32}", code) for code in codes)
+    minted = {model.mint_code(APPID, "alice") for _ in range(100)}
+    assert len(minted) == 100
+    assert all(re.fullmatch(r"[0-9A-Za-z]{32}", code) for code in minted)
 
 
 def test_a_login_has_an_openid_and_a_session_key_and_nothing_else(model: SandboxWeChat) -> None:
@@ -200,6 +201,34 @@ def test_a_new_session_key_can_be_asked_for_within_the_minute(model: SandboxWeCh
     assert exchange(model, model.mint_code(APPID, "alice", new_session_key=True))["session_key"] != first
 
 
+def test_a_login_on_another_device_than_the_last_replaces_the_session_key_each_time(model: SandboxWeChat) -> None:
+    keys = [
+        exchange(model, model.mint_code(APPID, "alice", device=device))["session_key"]
+        for device in ("phone", "phone", "pc", "phone", "phone")
+    ]
+    assert keys[0] == keys[1]
+    assert keys[3] == keys[4]
+    assert len({keys[0], keys[2], keys[3]}) == 3
+    assert model.session_keys(APPID, model.openid(APPID, "alice")) == (keys[3], keys[2])
+
+
+@pytest.mark.parametrize("device", ["", "x" * 129, "\ud800"])
+def test_what_is_no_name_is_refused_as_a_device(model: SandboxWeChat, device: str) -> None:
+    with pytest.raises(BadRequest):
+        model.mint_code(APPID, "alice", device=device)
+
+
+def test_the_users_are_told_with_how_often_their_key_was_replaced_and_the_last_one_first(model: SandboxWeChat) -> None:
+    for user, device in [("alice", "phone"), ("bob", "phone"), ("alice", "phone"), ("alice", "pc")]:
+        model.mint_code(APPID, user, device=device)
+    told = [(user.name, user.openid, user.device, user.keys_replaced) for user in model.users(10)]
+    assert told == [
+        ("alice", model.openid(APPID, "alice"), "pc", 1),
+        ("bob", model.openid(APPID, "bob"), "phone", 0),
+    ]
+    assert [user.name for user in model.users(1)] == ["alice"]
+
+
 def test_the_login_that_started_last_has_the_valid_key_whichever_code_is_exchanged_first(
     model: SandboxWeChat, clock: FakeClock
 ) -> None:
@@ -243,22 +272,22 @@ def test_ended_codes_are_forgotten_and_younger_ones_are_not(model: SandboxWeChat
         model.mint_code(APPID, "alice")
     clock.at += 1
     younger = model.mint_code(APPID, "alice")
-    clock.at += wechat.CODE_LIFETIME_S - 1
+    clock.at += codes.CODE_LIFETIME_S - 1
     model.mint_code(APPID, "alice")
-    assert len(model._codes) == 2
+    assert len(model._login_codes) == 2
     assert "errcode" not in exchange(model, younger)
 
 
 def test_codes_and_users_beyond_the_bound_push_out_the_oldest(
     model: SandboxWeChat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wechat, "KEPT_CODES", 10)
-    monkeypatch.setattr(wechat, "KEPT_USERS", 5)
-    codes = [model.mint_code(APPID, f"user-{n}") for n in range(20)]
-    assert len(model._codes) == 10
+    monkeypatch.setattr(codes, "KEPT_CODES", 10)
+    monkeypatch.setattr(users, "KEPT_USERS", 5)
+    minted = [model.mint_code(APPID, f"user-{n}") for n in range(20)]
+    assert len(model._login_codes) == 10
     assert len(model._users) == 5
-    assert exchange(model, codes[9])["errcode"] == 40029
-    assert "errcode" not in exchange(model, codes[10])
+    assert exchange(model, minted[9])["errcode"] == 40029
+    assert "errcode" not in exchange(model, minted[10])
     assert len(model._users) == 5
 
 
@@ -276,12 +305,12 @@ def test_a_code_meets_its_own_fault_every_time_or_as_often_as_told(model: Sandbo
 
 def test_a_code_that_has_ended_has_lost_its_fault(model: SandboxWeChat, clock: FakeClock) -> None:
     code = model.mint_code(APPID, "alice", "reset")
-    clock.at += wechat.CODE_LIFETIME_S
+    clock.at += codes.CODE_LIFETIME_S
     assert model.code_fault(code) is None
 
 
 def test_a_plan_ends_after_its_times_and_a_new_one_replaces_it() -> None:
-    plan = FaultPlan()
+    plan = FaultPlan(JSCODE2SESSION)
     assert plan.take() is None
     plan.set("reset", times=2)
     plan.set("delay", times=2, delay_s=0.5)
@@ -313,7 +342,7 @@ def test_a_plan_ends_after_its_times_and_a_new_one_replaces_it() -> None:
 def test_a_plan_that_does_not_fit_is_refused_and_the_old_one_stays(
     name: str, times: int, delay_s: float | None
 ) -> None:
-    plan = FaultPlan()
+    plan = FaultPlan(JSCODE2SESSION)
     plan.set("reset")
     with pytest.raises(BadRequest):
         plan.set(name, times=times, delay_s=delay_s)
@@ -323,10 +352,49 @@ def test_a_plan_that_does_not_fit_is_refused_and_the_old_one_stays(
 
 
 def test_every_fault_stands_in_the_table_once_with_a_line_of_its_own() -> None:
-    assert len(FAULTS) == 53
+    assert len(FAULTS) == 67
     assert all(re.fullmatch(r"[a-z0-9_]+", name) and fault.name == name for name, fault in FAULTS.items())
     assert len({fault.line for fault in FAULTS.values()}) == len(FAULTS)
     assert "none" not in FAULTS  # that name clears
+
+
+def test_every_fault_makes_sense_somewhere_and_the_connections_faults_everywhere() -> None:
+    assert all(fault.endpoints and fault.endpoints <= set(ENDPOINTS) for fault in FAULTS.values())
+    for name in ("reset", "close", "delay", "hang", "drip_body", "bad_gateway_page", "huge", "system_busy"):
+        assert FAULTS[name].endpoints == set(ENDPOINTS)
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+def test_a_plan_takes_the_faults_of_its_endpoint_and_no_others(endpoint: str) -> None:
+    plan = FaultPlan(endpoint)
+    for name, fault in FAULTS.items():
+        if endpoint in fault.endpoints:
+            plan.set(name)
+        else:
+            with pytest.raises(BadRequest):
+                plan.set(name)
+
+
+def test_a_code_takes_no_fault_that_is_for_another_call(model: SandboxWeChat) -> None:
+    with pytest.raises(BadRequest):
+        model.mint_code(APPID, "alice", "no_phone_info")
+
+
+def test_a_plan_can_be_looked_at_without_counting() -> None:
+    plan = FaultPlan(JSCODE2SESSION)
+    assert plan.look() is None
+    plan.set("delay", times=2, delay_s=0.5)
+    for left in (2, 1):
+        planned = plan.look()
+        assert planned == plan.look()
+        assert planned is not None
+        assert (planned.name, planned.left, planned.delay_s) == ("delay", left, 0.5)
+        plan.take()
+    assert plan.look() is None
+
+
+def test_every_errcode_has_a_text_of_wechats_and_a_meaning() -> None:
+    assert all(known.errmsg and known.meaning for known in ERRCODES.values())
 
 
 # ---- the bodies of the admin routes -------------------------------------------------------------
@@ -351,6 +419,8 @@ def test_every_fault_stands_in_the_table_once_with_a_line_of_its_own() -> None:
         b'{"unionid": 1}',
         b'{"unionid": ""}',
         b'{"new_session_key": 1}',
+        b'{"device": 1}',
+        b'{"device": ""}',
         b'{"times": 1}',
         b'{"delay_s": 1}',
         b'{"fault": "delay", "times": true}',
@@ -367,7 +437,20 @@ def test_an_order_for_a_code_that_is_not_of_its_form_is_refused(body: bytes) -> 
         admin.parse_code_order(body)
 
 
-@pytest.mark.parametrize("body", [b"", b"{}", b'{"name": ""}', b'{"name": 1}', b'{"name": "reset", "times": 0}'])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{}",
+        b'{"name": ""}',
+        b'{"name": 1}',
+        b'{"name": "reset", "times": 0}',
+        b'{"name": "reset", "endpoint": "elsewhere"}',
+        b'{"name": "reset", "endpoint": ""}',
+        b'{"name": "reset", "endpoint": ["checksession"]}',
+        b'{"name": null, "endpoint": "no_such_call"}',
+    ],
+)
 def test_an_order_for_a_fault_that_is_not_of_its_form_is_refused(body: bytes) -> None:
     with pytest.raises(BadRequest):
         admin.parse_fault_order(body)
@@ -383,9 +466,62 @@ def test_an_order_that_says_nothing_is_for_a_plain_code_of_the_first_user(body: 
         delay_s=None,
         unionid=None,
         new_session_key=False,
+        device="phone",
     )
 
 
 @pytest.mark.parametrize("body", [b'{"name": null}', b'{"name": "none"}'])
-def test_null_and_none_both_clear(body: bytes) -> None:
-    assert admin.parse_fault_order(body).name is None
+def test_null_and_none_both_clear_and_every_endpoint(body: bytes) -> None:
+    order = admin.parse_fault_order(body)
+    assert (order.name, order.endpoint) == (None, None)
+
+
+def test_a_fault_is_for_code2session_unless_it_says_another_endpoint() -> None:
+    assert admin.parse_fault_order(b'{"name": "reset"}').endpoint == "jscode2session"
+    assert admin.parse_fault_order(b'{"name": "reset", "endpoint": "checksession"}').endpoint == "checksession"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"x",
+        b"[]",
+        b'{"usr": "a"}',
+        b'{"user": 1}',
+        b'{"appid": ""}',
+        b'{"phone": 13800138000}',
+        b'{"phone": ""}',
+        b'{"code": "c"}',
+    ],
+)
+def test_an_order_for_a_phone_code_that_is_not_of_its_form_is_refused(body: bytes) -> None:
+    with pytest.raises(BadRequest):
+        admin.parse_phone_code_order(body)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"x",
+        b"[]",
+        b'{"user": 1}',
+        b'{"fault": "delay"}',
+        b'{"data": []}',
+        b'{"data": "{}"}',
+        b'{"data": {"a": 1, "a": 2}}',
+        b'{"data": {"a": "\\ud800"}}',
+        b'{"session_key": 0}',
+        b'{"age_s": "1"}',
+        b'{"age_s": true}',
+        b'{"age_s": NaN}',
+    ],
+)
+def test_an_order_for_open_data_that_is_not_of_its_form_is_refused(body: bytes) -> None:
+    with pytest.raises(BadRequest):
+        admin.parse_open_data_order(body)
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b'{"data": null, "session_key": null, "age_s": null}'])
+def test_an_order_for_open_data_that_says_nothing_is_for_those_of_the_first_user_now(body: bytes) -> None:
+    order = admin.OpenDataOrder(appid=None, user="user-1", data=None, session_key="current", age_s=0)
+    assert admin.parse_open_data_order(body) == order
