@@ -242,6 +242,78 @@ class _BrokenStore(MemoryStore):
         raise errors.StoreUnavailable("where the store is, is for the log")
 
 
+def test_a_code_that_was_used_is_refused_without_asking_wechat_again() -> None:
+    service = FakeService()
+    client = service.client()
+    assert client.post("/login", json={"code": CODE}).status_code == 200
+    _is_problem(client.post("/login", json={"code": CODE}), 401, "code_used")
+    service.wechat.answer = errors.CodeUsed("x", errcode=40163)
+    for _ in range(2):
+        _is_problem(client.post("/login", json={"code": "used-elsewhere"}), 401, "code_used")
+    assert service.wechat.asked == [(APPID, CODE), (APPID, "used-elsewhere")]
+
+
+def test_a_code_whose_login_was_not_kept_is_used_all_the_same() -> None:
+    service = FakeService(store=_BrokenStore())
+    client = service.client()
+    _is_problem(client.post("/login", json={"code": CODE}), 503, "store_unavailable")
+    _is_problem(client.post("/login", json={"code": CODE}), 401, "code_used")
+
+
+@pytest.mark.parametrize("error", [errors.CodeInvalid("x", errcode=40029), errors.WeChatBusy("x", errcode=-1)])
+def test_a_code_that_was_not_seen_to_be_used_may_come_again(error: errors.WeChatError) -> None:
+    service = FakeService()
+    client = service.client()
+    usual, service.wechat.answer = service.wechat.answer, error
+    assert client.post("/login", json={"code": CODE}).status_code != 200
+    service.wechat.answer = usual
+    assert client.post("/login", json={"code": CODE}).status_code == 200
+
+
+OTHER = "wxfedcba0987654321"
+
+
+def _referer(appid: str) -> dict[str, str]:
+    return {"Referer": f"https://servicewechat.com/{appid}/devtools/page-frame.html"}
+
+
+@pytest.mark.parametrize(("appids", "mend"), [((APPID,), "configured wrongly"), ((APPID, OTHER), "send it as `appid`")])
+def test_a_code_of_another_mini_program_by_its_referer_is_said_so(appids: tuple[str, ...], mend: str) -> None:
+    service = FakeService(appids=appids)
+    service.wechat.answer = errors.CodeInvalid("the code is of no use", errcode=40029, rid="a-rid")
+    body = {"code": CODE, "appid": APPID}
+    reply = service.client().post("/login", json=body, headers=_referer(OTHER))
+    _is_problem(reply, 401, "code_invalid")
+    answer = reply.get_json(force=True)
+    assert answer["wechat_errcode"] == 40029
+    assert OTHER in answer["detail"]
+    assert APPID in answer["detail"]
+    assert mend in answer["detail"]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        _referer(APPID),
+        _referer("wx<script>"),
+        {"Referer": f"https://servicewechat.com.example/{OTHER}/0/page-frame.html"},
+        {"Referer": f"http://servicewechat.com/{OTHER}/0/page-frame.html"},
+        {"Referer": f"https://servicewechat.com/{OTHER}/0/page-frame.html?x"},
+        {"Referer": f"https://servicewechat.com/{'wx' * 40}/0/page-frame.html"},
+    ],
+)
+def test_another_referer_changes_nothing(headers: dict[str, str]) -> None:
+    service = FakeService()
+    service.wechat.answer = errors.CodeInvalid("the code is of no use", errcode=40029)
+    reply = service.client().post("/login", json={"code": CODE}, headers=headers)
+    assert reply.get_json(force=True)["detail"] == "the code is of no use"
+
+
+def test_a_referer_alone_refuses_nobody() -> None:
+    assert FakeService().client().post("/login", json={"code": CODE}, headers=_referer(OTHER)).status_code == 200
+
+
 def test_without_the_store_there_is_no_token() -> None:
     reply = FakeService(store=_BrokenStore()).client().post("/login", json={"code": CODE})
     _is_problem(reply, 503, "store_unavailable")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.service import Running, Service, sandbox, service
+from tests.support.service import SERVICE_TOKEN, Running, Service, sandbox, service
 
 
 @pytest.fixture(scope="session")
@@ -19,7 +19,8 @@ def wechat(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 @pytest.fixture(scope="session")
 def shared_service(tmp_path_factory: pytest.TempPathFactory, wechat: Running) -> Iterator[Service]:
-    with service(tmp_path_factory.mktemp("service"), wechat_url=wechat.url, WECHAT_TIMEOUT="1") as it:
+    folder = tmp_path_factory.mktemp("service")
+    with service(folder, wechat_url=wechat.url, WECHAT_TIMEOUT="1", SERVICE_TOKENS=SERVICE_TOKEN) as it:
         yield it
 
 

@@ -216,7 +216,15 @@ def test_the_demo_plays_every_step_and_shows_no_secret(tmp_path: Path) -> None:
     ) as it:
         done = authsvc("demo", cwd=tmp_path)
         assert done.returncode == 0, done.stdout
-        for shown in ("/sandbox/code", "POST", "/checklogin", '"is_login": true', "at+jwt", "verified", "code_used"):
+        for shown in (
+            "/sandbox/code",
+            "/checklogin",
+            '"is_login": true',
+            "at+jwt",
+            "verified",
+            "nickName",
+            "code_used",
+        ):
             assert shown in done.stdout
         assert "✗" not in done.stdout
         token = requests.post(f"{url}/login", json={"code": _mint(tmp_path)}, timeout=10).json()["token"]

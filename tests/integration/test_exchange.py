@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import http.client
+import json
 import socket
 import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -55,7 +59,7 @@ def _calls(wechat: Running) -> int:
 
 
 def test_every_fault_of_the_simulator_is_expected_below() -> None:
-    assert EXPECTED.keys() == set(FAULTS)
+    assert EXPECTED.keys() == {name for name, fault in FAULTS.items() if "jscode2session" in fault.endpoints}
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -146,6 +150,121 @@ def test_logins_beyond_their_places_are_refused_at_once_and_checklogin_goes_on(t
             thread.join()
         assert {reply.json()["code"] for reply in replies} == {"wechat_timeout"}
         assert it.log_in().status_code == 200
+
+
+def test_of_200_logins_that_hang_48_wait_the_rest_are_told_at_once_and_others_notice_nothing(
+    tmp_path: Path, wechat: Running
+) -> None:
+    with service(tmp_path, wechat_url=wechat.url, WECHAT_TIMEOUT="3") as it:
+        token = it.token()
+        codes = [it.mint(f"hanging-{n}", fault="hang") for n in range(200)]
+        before = _calls(wechat)
+        with ThreadPoolExecutor(200) as pool:
+            logins = [pool.submit(_log_in_from, "127.0.0.1", it, code) for code in codes]
+            give_up_at = time.monotonic() + 20
+            while _calls(wechat) < before + 48:
+                assert time.monotonic() < give_up_at
+                time.sleep(0.01)
+            answers = 0
+            while not all(login.done() for login in logins):
+                assert it.check(token)["is_login"] is True
+                assert it.session.get(f"{it.url}/healthz", timeout=10).status_code == 200
+                answers += 1
+            outcomes = [login.result() for login in logins]
+        assert answers > 5, "they were answered while the others hung"
+        assert _calls(wechat) - before == 48
+        assert outcomes.count((504, "wechat_timeout")) == 48
+        assert outcomes.count((503, "overloaded")) == 152
+        assert it.log_in().status_code == 200, "it recovers by itself"
+
+
+def test_when_wechat_has_been_down_for_a_while_nobody_waits_and_it_comes_back_by_itself(
+    tmp_path: Path, wechat: Running
+) -> None:
+    with service(tmp_path, wechat_url=wechat.url, WECHAT_TIMEOUT="1") as it:
+        it.fault("hang", times=1_000)
+        give_up_at = time.monotonic() + 30
+        while (reply := it.log_in()).json()["code"] != "wechat_busy":
+            assert reply.json()["code"] == "wechat_timeout"
+            assert time.monotonic() < give_up_at
+        asked = _calls(wechat)
+        codes = [it.log_in().json()["code"] for _ in range(5)]
+        assert codes == ["wechat_busy"] * 5
+        assert _calls(wechat) == asked
+        assert reply.status_code == 503
+        assert int(reply.headers["Retry-After"]) > 0
+        it.fault(None)
+        while it.log_in().status_code != 200:
+            assert time.monotonic() < give_up_at
+            time.sleep(0.1)
+
+
+# ---- the same code twice ----
+
+
+def _log_in_from(address: str, it: Service, code: str, **headers: str) -> tuple[int, str]:
+    """Status, and the token or the error's code, of a login from an address of this machine."""
+    connection = http.client.HTTPConnection("127.0.0.1", int(it.url.rsplit(":", 1)[1]), 30, source_address=(address, 0))
+    body = json.dumps({"code": code})
+    connection.request("POST", "/login", body, {"Content-Type": "application/json", **headers})
+    reply = connection.getresponse()
+    answer = json.loads(reply.read())
+    connection.close()
+    return reply.status, answer.get("token") or answer["code"]
+
+
+def _at_once(it: Service, wechat: Running, first: Callable[[str], Any], second: Callable[[str], Any]) -> list[Any]:
+    """The second request comes while WeChat is thinking about the first."""
+    code = it.mint("twice", fault="delay", delay_s=0.7)
+    before = _calls(wechat)
+    with ThreadPoolExecutor(2) as pool:
+        answers = [pool.submit(first, code)]
+        while _calls(wechat) == before:
+            pass
+        answers.append(pool.submit(second, code))
+        found = [answer.result() for answer in answers]
+    assert _calls(wechat) - before == 1
+    return found
+
+
+def test_a_double_tap_is_exchanged_once_and_both_have_the_one_token(shared_service: Service, wechat: Running) -> None:
+    it = shared_service
+    first, second = _at_once(
+        it, wechat, lambda code: _log_in_from("127.0.0.1", it, code), lambda code: _log_in_from("127.0.0.1", it, code)
+    )
+    assert first == second
+    assert first[0] == 200
+    assert it.check(first[1])["is_login"] is True
+
+
+def test_the_same_code_from_another_address_is_refused_at_once(shared_service: Service, wechat: Running) -> None:
+    it = shared_service
+    first, second = _at_once(
+        it, wechat, lambda code: _log_in_from("127.0.0.1", it, code), lambda code: _log_in_from("127.0.0.2", it, code)
+    )
+    assert first[0] == 200
+    assert second == (401, "code_used")
+
+
+@pytest.mark.parametrize(
+    ("forwarded", "joins"),
+    [("198.51.100.7", True), ("203.0.113.9, 198.51.100.7", True), ("198.51.100.7, 203.0.113.9", False), ("", False)],
+)
+def test_behind_a_proxy_the_address_that_the_proxy_saw_counts(
+    proxied: Service, wechat: Running, forwarded: str, joins: bool
+) -> None:
+    def from_proxy(address: str) -> Callable[[str], Any]:
+        return lambda code: _log_in_from("127.0.0.1", proxied, code, **{"X-Forwarded-For": address})
+
+    first, second = _at_once(proxied, wechat, from_proxy("198.51.100.7"), from_proxy(forwarded))
+    assert first[0] == 200
+    assert (second == first) is joins
+
+
+@pytest.fixture(scope="module")
+def proxied(tmp_path_factory: pytest.TempPathFactory, wechat: Running) -> Iterator[Service]:
+    with service(tmp_path_factory.mktemp("proxied"), wechat_url=wechat.url, TRUSTED_PROXIES="1") as it:
+        yield it
 
 
 # ---- TLS, which the simulator does not speak ----

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import hashlib
+import hmac
 import http.client
 import io
 import logging
@@ -34,6 +36,15 @@ from tests.support.service import free_port
 
 APPID = "wx1234567890abcdef"
 SECRET = "APPSECRETMARKER0123456789abcdef"
+SERVICE_TOKEN = "SERVICETOKENMARKER0123456789"
+
+# What is asked of whom behind each route.
+CALLS = {
+    "stable_token": "check",
+    "checksession": "check",
+    "resetusersessionkey": "reset",
+    "getuserphonenumber": "phone",
+}
 
 
 @dataclass
@@ -44,16 +55,18 @@ class Everything:
     wechat: SandboxServer
     folder: Path
     log: io.StringIO
+    token: str = ""  # of the last login
     codes: list[str] = field(default_factory=list)
     session_keys: set[str] = field(default_factory=set)
+    tokens: set[str] = field(default_factory=set)  # ours, and WeChat's access tokens
+    numbers: set[str] = field(default_factory=set)
     said: list[str] = field(default_factory=list)
 
     def mint(self, fault: str | None = None) -> str:
         delay_s = FAULTS[fault].default_delay_s and 0.05 if fault else None
         code = self.wechat.model.mint_code(APPID, "user-1", fault, delay_s=delay_s, new_session_key=True)
         self.codes.append(code)
-        # Now: the sandbox itself forgets all but the last two.
-        self.session_keys |= set(self.wechat.model.session_keys(APPID, self.wechat.model.openid(APPID, "user-1")))
+        self._note_session_keys()
         return code
 
     def log_in(self, code: str) -> int:
@@ -61,11 +74,39 @@ class Everything:
         self.said.append(str(reply.headers))
         if reply.status_code != 200:
             self.said.append(reply.text)
+        else:
+            self.tokens.add(reply.get_json()["token"])
+            self.token = reply.get_json()["token"]
         return reply.status_code
+
+    def ask(self, route: str, body: object = None, **headers: str) -> int:
+        """A request for the user who logged in last."""
+        headers = {"Authorization": f"Bearer {self.token}", "X-Service-Token": SERVICE_TOKEN} | headers
+        reply = self.client.post(f"/session/{route}", json=body, headers=headers)
+        # A number is what `phone` is asked for.
+        self.said += [str(reply.headers), "" if route == "phone" and reply.status_code == 200 else reply.text]
+        access_token = self.wechat.model.stable_token(APPID, SECRET, "client_credential").get("access_token")
+        self.tokens |= {str(access_token)} if access_token else set()
+        self._note_session_keys()
+        return reply.status_code
+
+    def phone_body(self) -> dict[str, str]:
+        phone = f"1{secrets.randbelow(10**10):010}"
+        code = self.wechat.model.mint_phone_code(APPID, "user-1", phone)
+        self.codes.append(code)
+        self.numbers.add(phone)
+        return {"code": code}
+
+    def _note_session_keys(self) -> None:
+        # Now: the sandbox itself forgets all but the last two.
+        self.session_keys |= set(self.wechat.model.session_keys(APPID, self.wechat.model.openid(APPID, "user-1")))
 
     def markers(self) -> set[str]:
         openid = self.wechat.model.openid(APPID, "user-1")
-        return {SECRET, openid, *self.codes, *self.session_keys}
+        # Whoever has the signature of nothing can reset the key.
+        signatures = {hmac.new(key.encode(), b"", hashlib.sha256).hexdigest() for key in self.session_keys}
+        found = {SECRET, SERVICE_TOKEN, openid, *self.codes, *self.session_keys, *self.tokens, *self.numbers}
+        return found | signatures
 
 
 @contextlib.contextmanager
@@ -76,6 +117,7 @@ def _everything(folder: Path, wechat: SandboxServer, url: str) -> Iterator[Every
         "AUTHSVC_ISSUER": "https://auth.example.com",
         "AUTHSVC_WECHAT_URL": url,
         "AUTHSVC_WECHAT_TIMEOUT": "1",
+        "AUTHSVC_SERVICE_TOKENS": SERVICE_TOKEN,
         "AUTHSVC_KEYS": str(folder / "keys"),
         "AUTHSVC_STORE": f"sqlite:///{folder}/authsvc.db",
     }
@@ -149,9 +191,11 @@ def test_whatever_fails_no_secret_is_in_a_log_a_reply_a_traceback_or_a_file(
     monkeypatch.setattr(http.client.HTTPConnection, "debuglevel", 1)
     with _everything(tmp_path, wechat, wechat.url) as it:
         assert it.log_in(it.mint()) == 200
-        for name in FAULTS:
-            it.log_in(it.mint(name))
-            it.said += _tracebacks(it, name)
+        for name, fault in FAULTS.items():
+            if "jscode2session" in fault.endpoints:
+                it.log_in(it.mint(name))
+                it.said += _tracebacks(it, name)
+        _play_the_other_calls(it)
         for bad in ("x&secret=1", "the code is a mock one"):
             it.log_in(it.codes[0] + bad)
         it.client.get(f"/checklogin/{it.codes[0]}")
@@ -171,6 +215,30 @@ def test_whatever_fails_no_secret_is_in_a_log_a_reply_a_traceback_or_a_file(
         assert len(secret_markers) > 2 * len(FAULTS), "a code and a session_key for each of them"
         assert _where(secret_markers, {name: text.encode() for name, text in texts.items()}) == []
         assert _where(secret_markers - {openid}, files) == []
+
+
+def _play_the_other_calls(it: Everything) -> None:
+    bodies = {"check": lambda: None, "reset": lambda: None, "phone": it.phone_body}
+    assert it.log_in(it.mint()) == 200
+    for endpoint, route in CALLS.items():
+        for name, fault in FAULTS.items():
+            if endpoint not in fault.endpoints:
+                continue
+            if endpoint == "stable_token":
+                it.wechat.fault_plan("checksession").set("access_token_expired")  # so that another one is wanted
+            it.wechat.fault_plan(endpoint).set(name, delay_s=fault.default_delay_s and 0.05)
+            it.ask(route, bodies[route]())
+            it.wechat.fault_plan(endpoint).clear()
+            if route == "reset" and (fault.consumes_code or name == "signature_invalid"):
+                # WeChat has another key by now, and a user may log in a hundred times a minute.
+                assert it.log_in(it.mint()) == 200
+            assert it.ask(route, bodies[route]()) == 200
+    data = it.wechat.model.open_data(APPID, "user-1")
+    assert it.ask("verify", {"rawData": data["rawData"], "signature": data["signature"]}) == 200
+    assert it.ask("sign", {"body": "{}"}) == 200
+    assert it.ask("decrypt", {"encryptedData": data["encryptedData"], "iv": "AAAA"}) == 400
+    assert it.ask("check", **{"X-Service-Token": SERVICE_TOKEN + "x"}) == 403
+    assert it.ask("check", Authorization=f"Bearer {it.token}x") == 401
 
 
 def _tracebacks(it: Everything, fault: str) -> list[str]:
@@ -198,8 +266,8 @@ def test_an_unforeseen_exception_is_logged_by_type_and_place_and_not_by_message(
         def broken(*_args: object, **_kwargs: object) -> None:
             raise RuntimeError(f"could not seal with {SECRET}")
 
-        monkeypatch.setattr("authsvc.login.seal", broken)
+        monkeypatch.setattr("authsvc.sessionkeys.seal", broken)
         assert it.log_in(it.mint()) == 500
         assert "RuntimeError" in it.log.getvalue()
-        assert "login.py" in it.log.getvalue()
+        assert "sessionkeys.py" in it.log.getvalue()
         assert SECRET not in it.log.getvalue() + "".join(it.said)

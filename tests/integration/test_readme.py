@@ -15,7 +15,7 @@ import requests
 from authsvc.http.problems import PROBLEMS
 from authsvc.settings import PREFIX, Environment
 from tests.support.base_install import make_base_install, run_in
-from tests.support.service import Running, Service, free_port, service
+from tests.support.service import APPID, SECRET, Running, Service, free_port, service
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -46,6 +46,21 @@ def test_the_verifiers_of_the_readme_accept_a_token_and_refuse_a_changed_one(
         done = run_in(site, f"jwks = {jwks!r}\ntoken = {given!r}\n{program}")
         assert done.stderr == ""
         assert done.stdout.startswith(said)
+
+
+def test_the_wechat_library_of_the_readme_logs_in_checks_the_key_and_reads_open_data(
+    issuer: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (block,) = _blocks("python wechat")
+    program = block.replace("https://api.weixin.qq.com", issuer.sandbox_url).replace("wx1234567890abcdef", APPID)
+    names = {"secret": SECRET, "code": issuer.mint("reader")}
+    data = issuer.order("open_data", user="reader")
+    exec(compile(program, "README.md", "exec"), names | {"encrypted_data": data["encryptedData"], "iv": data["iv"]})
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "the key is good: True"
+    assert said[1].startswith("welcome ")
+    exec(compile(program, "README.md", "exec"), names | {"encrypted_data": "", "iv": "", "code": "never-minted"})
+    assert capsys.readouterr().out == "wx.login() again, once\n"
 
 
 def test_the_flask_app_of_the_readme_passes_the_test_of_the_readme(tmp_path: Path) -> None:

@@ -21,6 +21,9 @@ STOP_WITHIN_S: Final = 20
 
 APPID: Final = "wx1234567890abcdef"
 SECRET: Final = "secret-of-the-app"
+OTHER_APPID: Final = "wxfedcba0987654321"
+OTHER_SECRET: Final = "secret-of-the-other-app"
+SERVICE_TOKEN: Final = "service-token-of-a-back-end"
 ISSUER: Final = "https://auth.example.com"
 
 
@@ -73,14 +76,24 @@ class Service(Running):
     sandbox_url: str = ""
     session: requests.Session = field(default_factory=requests.Session)
 
-    def mint(self, user: str = "user-1", **options: str) -> str:
-        reply = requests.post(f"{self.sandbox_url}/sandbox/code", json={"user": user, **options}, timeout=10)
-        code: str = reply.json()["code"]
+    def mint(self, user: str = "user-1", **options: object) -> str:
+        code: str = self.order("code", user=user, **options)["code"]
         return code
 
-    def fault(self, name: str, **options: object) -> None:
-        reply = requests.post(f"{self.sandbox_url}/sandbox/fault", json={"name": name, **options}, timeout=10)
+    def fault(self, name: str | None, **options: object) -> None:
+        self.order("fault", name=name, **options)
+
+    def order(self, what: str, **members: object) -> dict[str, Any]:
+        """Have the sandbox do something."""
+        reply = requests.post(f"{self.sandbox_url}/sandbox/{what}", json=members, timeout=10)
         assert reply.status_code == 200, reply.text
+        answer: dict[str, Any] = reply.json()
+        return answer
+
+    def upstream(self) -> dict[str, int]:
+        """How often the sandbox was asked what."""
+        told: dict[str, Any] = requests.get(f"{self.sandbox_url}/sandbox/calls", timeout=10).json()
+        return {name: count for name, count in told.items() if isinstance(count, int)}
 
     def log_in(self, code: str | None = None, **members: str) -> requests.Response:
         body = {"code": code if code is not None else self.mint(), **members}
@@ -91,6 +104,15 @@ class Service(Running):
         assert reply.status_code == 200, reply.text
         token: str = reply.json()["token"]
         return token
+
+    def ask(
+        self, route: str, token: str, body: object = None, *, service_token: str | None = SERVICE_TOKEN
+    ) -> requests.Response:
+        """`POST /session/…`, as a back end does."""
+        headers = {"Authorization": f"Bearer {token}"}
+        if service_token is not None:
+            headers["X-Service-Token"] = service_token
+        return self.session.post(f"{self.url}/session/{route}", json=body, headers=headers, timeout=60)
 
     def check(self, token: str) -> dict[str, Any]:
         answer: dict[str, Any] = self.session.get(f"{self.url}/checklogin", params={"token": token}, timeout=10).json()
@@ -131,10 +153,11 @@ def running(
 
 
 @contextlib.contextmanager
-def sandbox(folder: Path, *, appid: str = APPID, secret: str = SECRET, port: int | None = None) -> Iterator[Running]:
-    """The simulator alone, as `python -m authsvc.sandbox`."""
+def sandbox(folder: Path, *, more: Mapping[str, str] | None = None, port: int | None = None) -> Iterator[Running]:
+    """The simulator alone, as `python -m authsvc.sandbox`; `more` apps are appid → secret."""
     port = port or free_port()
-    command = [sys.executable, "-m", "authsvc.sandbox", "--port", str(port), "--app", f"{appid}:{secret}"]
+    apps = [f"--app={appid}:{secret}" for appid, secret in {APPID: SECRET, **(more or {})}.items()]
+    command = [sys.executable, "-m", "authsvc.sandbox", "--port", str(port), *apps]
     url = f"http://127.0.0.1:{port}"
     log = folder / f"sandbox-{port}.log"
     with running(command, log=log, cwd=folder, environment=clean_environment(), url=url, probe="/sandbox/calls") as it:
@@ -149,8 +172,7 @@ def service(folder: Path, *, wechat_url: str, port: int | None = None, **setting
         made = authsvc("keys", "init", cwd=folder, **{n: v for n, v in settings.items() if n == "ALG"})
         assert made.returncode == 0, made.stderr
     base = {
-        "APPID": APPID,
-        "SECRET": SECRET,
+        **({} if "APPS" in settings else {"APPID": APPID, "SECRET": SECRET}),
         "ISSUER": ISSUER,
         "WECHAT_URL": wechat_url,
         "PORT": str(port),
