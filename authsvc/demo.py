@@ -22,6 +22,7 @@ from authsvc.verifier import Verifier
 
 _TIMEOUT_S: Final = 10
 _SHOWN_CHARS: Final = 8
+_SECRET: Final = frozenset({"code", "token", "encryptedData", "signature"})
 
 
 def run(console: Console, addresses: Path, *, service_url: str | None, sandbox_url: str | None) -> int:
@@ -82,6 +83,19 @@ class _Demo:
         answer = self._ask("GET", f"{self._service_url}/checklogin", query={"token": forged}, status=200)
         self._expect(answer.get("is_login") is False, "is no token")
 
+        self._step("The phone hands over encrypted open data (here the sandbox makes them)")
+        data = self._ask("POST", f"{self._sandbox_url}/sandbox/open_data", body={"user": "demo"}, status=200)
+
+        self._step("The service opens them for the token's own user; the session_key stays where it is")
+        opened = self._ask(
+            "POST",
+            f"{self._service_url}/session/decrypt",
+            body={"encryptedData": data["encryptedData"], "iv": data["iv"]},
+            bearer=token,
+            status=200,
+        )
+        self._expect(opened.get("openId") == json.loads(base64url_decode(payload))["openid"], "they are this user's")
+
         self._step("The same code again: WeChat takes each one once")
         answer = self._ask("POST", f"{self._service_url}/login", body={"code": code}, status=401)
         self._expect(answer.get("code") == "code_used", "the client calls wx.login() again")
@@ -94,18 +108,24 @@ class _Demo:
         *,
         body: dict[str, str] | None = None,
         query: dict[str, str] | None = None,
+        bearer: str | None = None,
         status: int | None = None,
     ) -> dict[str, Any]:
         shown_query = "?" + "&".join(f"{k}={_shortened(v)}" for k, v in query.items()) if query else ""
         self._console.print(f"  [bold cyan]{method} {url}{shown_query}[/]", soft_wrap=True, highlight=False)
+        if bearer is not None:
+            self._console.print(f"  Authorization: Bearer {_shortened(bearer)}", highlight=False)
         if body:
-            self._show({name: _shortened(value) if name == "code" else value for name, value in body.items()})
-        reply = self._session.request(method, url, json=body, params=query, timeout=_TIMEOUT_S, allow_redirects=False)
+            self._show({name: _shortened(value) if name in _SECRET else value for name, value in body.items()})
+        headers = {} if bearer is None else {"Authorization": f"Bearer {bearer}"}
+        reply = self._session.request(
+            method, url, json=body, params=query, headers=headers, timeout=_TIMEOUT_S, allow_redirects=False
+        )
         found: dict[str, Any] = reply.json()
         self._console.print(f"  [bold]{reply.status_code}[/] {reply.headers.get('Content-Type', '')}", highlight=False)
-        self._show(
-            {k: _shortened(v) if k == "token" or (k == "code" and status is None) else v for k, v in found.items()}
-        )
+        # The `code` of an error is a name, that of the sandbox a secret.
+        secret = _SECRET if status is None else _SECRET - {"code"}
+        self._show({k: _shortened(v) if k in secret else v for k, v in found.items()})
         if status is not None:
             self._expect(reply.status_code == status, f"status {status}")
         return found
