@@ -297,6 +297,19 @@ def test_data_made_under_any_of_the_users_three_keys_open_for_any_of_its_tokens(
     assert reply.get_json() == {"valid": True}
 
 
+def test_the_key_of_the_tokens_own_login_is_tried_first_then_the_newest(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def refuse(_data: str, _iv: str, session_key: str, **_terms: object) -> None:
+        tried.append(session_key)
+        raise errors.DecryptFailed("x")
+
+    monkeypatch.setattr("authsvc.session.decrypt", refuse)
+    service = service_with_logins()
+    ask(service, "decrypt", bearer=token(service, sid="sid-2"))
+    assert tried == [OLD_KEY, SESSION_KEY, OLDEST_KEY]
+
+
 BAD_DATA: dict[str, dict[str, str]] = {
     "no base64": {"encryptedData": "!", "iv": BODIES["decrypt"]["iv"]},  # type: ignore[index]
     "empty": {"encryptedData": "", "iv": ""},

@@ -43,8 +43,8 @@ def issuer() -> Iterator[Issuer]:
         yield issuer
 
 
-def _verifier(issuer: Issuer, **options: object) -> Verifier:
-    keys = IssuerKeys(issuer.url, timeout_s=TIMEOUT_S, **options)
+def _verifier(issuer: Issuer, *, timeout_s: float = TIMEOUT_S, **options: object) -> Verifier:
+    keys = IssuerKeys(issuer.url, timeout_s=timeout_s, **options)
     return _OPEN.enter_context(Verifier(keys, issuer.policy))
 
 
@@ -338,7 +338,7 @@ def test_a_known_key_waits_for_nobody_while_a_fetch_hangs(issuer: Issuer) -> Non
 
 
 def test_in_asyncio_a_thousand_wait_for_one_fetch_without_a_thread_each(issuer: Issuer) -> None:
-    verifier = _verifier(issuer)
+    verifier = _verifier(issuer, timeout_s=10)  # the issuer has a thread of this very process
     tokens = [issuer.token() for _ in range(20)] * 50
 
     async def everybody() -> int:

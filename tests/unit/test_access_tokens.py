@@ -23,6 +23,7 @@ class Share:
 
     tokens: dict[str, LivingToken] = field(default_factory=dict)
     claimed: bool = False
+    is_broken: bool = False  # it keeps nothing
     claims: list[int] = field(default_factory=list)
     ended: int = 0
 
@@ -30,7 +31,8 @@ class Share:
         return self.tokens.get(appid)
 
     def put(self, appid: str, token: LivingToken) -> None:
-        self.tokens[appid] = token
+        if not self.is_broken:
+            self.tokens[appid] = token
 
     def drop(self, appid: str, token: LivingToken) -> None:
         if self.tokens.get(appid) == token:
@@ -163,6 +165,19 @@ def test_a_process_that_claims_and_never_fetches_is_not_waited_for_longer_than_a
     assert process.clock.at <= NOW + TIMEOUT_S + 1
 
 
+def test_what_came_between_the_look_and_the_claim_is_used(process: Process) -> None:
+    claim = process.share.claim
+
+    def slow(appid: str, *, for_s: int) -> Callable[[], None] | None:
+        process.share.tokens[appid] = LivingToken("from-another", NOW + 7200)
+        return claim(appid, for_s=for_s)
+
+    process.share.claim = slow  # type: ignore[method-assign]
+    assert process.token() == "from-another"
+    assert process.source.asked == []
+    assert process.share.ended == 1
+
+
 def test_a_claim_lasts_longer_than_the_fetch_may_and_not_for_ever(process: Process) -> None:
     process.token()
     assert process.share.claims == [TIMEOUT_S + 2]
@@ -177,7 +192,9 @@ def test_a_claim_is_given_back_when_the_fetch_fails(process: Process) -> None:
     assert process.token() == "token-2-of-wx1"
 
 
-def test_of_threads_that_need_it_at_once_one_fetches(process: Process) -> None:
+@pytest.mark.parametrize("is_broken", [False, True])
+def test_of_threads_that_need_it_at_once_one_fetches(is_broken: bool) -> None:
+    process = Process(Share(is_broken=is_broken))
     began, may_end = threading.Event(), threading.Event()
 
     def slow() -> None:
@@ -197,7 +214,7 @@ def test_who_has_one_that_lives_does_not_wait_for_its_successor(process: Process
     process.token()
     process.clock.at += 7000
     meanwhile: list[str] = []
-    process.source.meanwhile = lambda: meanwhile.append(ThreadPoolExecutor(1).submit(process.token).result(10))
+    process.source.meanwhile = lambda: meanwhile.append(ThreadPoolExecutor(1).submit(process.token).result(3))
     assert process.token() == "token-2-of-wx1"
     assert meanwhile == ["token-1-of-wx1"]
 
@@ -245,7 +262,9 @@ def test_one_that_failed_is_dropped_only_if_it_is_still_in_use() -> None:
     assert share.tokens["wx1"].token == "token-2-of-wx1"
 
 
-def test_threads_that_meet_the_same_refusal_one_after_the_other_fetch_once(process: Process) -> None:
+@pytest.mark.parametrize("is_broken", [False, True])
+def test_threads_that_meet_the_same_refusal_one_after_the_other_fetch_once(is_broken: bool) -> None:
+    process = Process(Share(is_broken=is_broken))
     old = process.token()
     seen: list[str] = []
 

@@ -151,5 +151,19 @@ def test_of_used_codes_the_last_twenty_thousand_are_remembered() -> None:
             codes.once(code, PHONE, _never)
 
 
+def test_a_code_that_is_used_again_is_remembered_anew() -> None:
+    codes = _codes()
+    used = [LoginCode.of("wx1", f"code{number}") for number in range(20_001)]
+    for code in (*used[:20_000], used[0], used[20_000]):
+        codes.note_used(code)
+    assert codes.once(used[1], PHONE, lambda: "token") == "token"
+    with pytest.raises(CodeUsed):
+        codes.once(used[0], PHONE, _never)
+
+
+def test_where_an_appid_ends_and_a_code_begins_is_not_guessed() -> None:
+    assert LoginCode.of("wx1", "2 x") != LoginCode.of("wx1 2", "x")
+
+
 def test_nothing_of_a_code_is_in_its_repr() -> None:
     assert repr(LoginCode.of("wx1", "SECRETMARKER")) == "LoginCode()"

@@ -242,6 +242,20 @@ def test_no_byte_of_the_ciphertext_can_be_changed_into_other_data_of_the_same_us
         data[position] ^= 1
 
 
-def test_the_largest_data_that_are_taken_are_read() -> None:
-    filler = "x" * (MAX_ENCRYPTED_BYTES - 200)
-    assert _decrypt(_open_data({"filler": filler, "watermark": WATERMARK}))["filler"] == filler
+@pytest.mark.parametrize("blocks_more", [0, 1])
+def test_data_are_read_up_to_a_size_and_refused_beyond_it(blocks_more: int) -> None:
+    around = len(json.dumps({"filler": "", "watermark": WATERMARK}))
+    members = {"filler": "x" * (MAX_ENCRYPTED_BYTES - 1 - around + 16 * blocks_more), "watermark": WATERMARK}
+    data = _open_data(members)
+    assert len(base64.b64decode(data)) == MAX_ENCRYPTED_BYTES + 16 * blocks_more
+    if blocks_more:
+        with pytest.raises(DecryptFailed):
+            _decrypt(data)
+    else:
+        assert _decrypt(data) == members
+
+
+def test_true_is_no_timestamp() -> None:
+    data = _open_data({"watermark": {"appid": APPID, "timestamp": True}})
+    with pytest.raises(DecryptFailed):
+        decrypt(data, IV, KEY, appid=APPID, openid=OPENID, now=1, window_s=600)
