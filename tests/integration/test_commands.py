@@ -103,7 +103,7 @@ def test_serve_refuses_to_start_naming_file_and_mend(tmp_path: Path, name: str) 
     assert authsvc("keys", "init", cwd=tmp_path).returncode == 0
     breaks, file, mend = REFUSALS[name]
     breaks(tmp_path)
-    done = authsvc("serve", cwd=tmp_path, **REAL, PORT=str(free_port()))
+    done = authsvc("serve", cwd=tmp_path, **REAL)
     assert done.returncode == 2
     assert file in done.stderr
     assert mend in done.stderr
@@ -113,12 +113,12 @@ def test_serve_refuses_to_start_naming_file_and_mend(tmp_path: Path, name: str) 
 
 def test_neither_service_starts_on_the_others_keys(tmp_path: Path) -> None:
     assert authsvc("keys", "init", cwd=tmp_path, SANDBOX="1").returncode == 0
-    done = authsvc("serve", cwd=tmp_path, KEYS=".sandbox/keys", **REAL, PORT=str(free_port()))
+    done = authsvc("serve", cwd=tmp_path, KEYS=".sandbox/keys", **REAL)
     assert (done.returncode, "for sandbox" in done.stderr) == (2, True)
     assert authsvc("keys", "init", cwd=tmp_path).returncode == 0
     (tmp_path / ".sandbox" / "keys").rename(tmp_path / "away")
     (tmp_path / "keys").rename(tmp_path / ".sandbox" / "keys")
-    done = authsvc("serve", cwd=tmp_path, SANDBOX="1", PORT=str(free_port()))
+    done = authsvc("serve", cwd=tmp_path, SANDBOX="1")
     assert (done.returncode, "for production" in done.stderr) == (2, True)
 
 
@@ -126,7 +126,7 @@ def test_the_sandbox_does_not_use_a_folder_that_is_not_its_own(tmp_path: Path) -
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (tmp_path / ".sandbox").symlink_to(elsewhere)
-    done = authsvc("serve", cwd=tmp_path, SANDBOX="1", PORT=str(free_port()))
+    done = authsvc("serve", cwd=tmp_path, SANDBOX="1")
     assert (done.returncode, "not a folder of ours" in done.stderr) == (2, True)
     assert list(elsewhere.iterdir()) == []
 
@@ -148,7 +148,7 @@ def test_it_listens_where_it_is_told_by_name_or_number(tmp_path: Path, host: str
 
 def test_an_address_of_another_machine_is_said(tmp_path: Path) -> None:
     authsvc("keys", "init", cwd=tmp_path)
-    done = authsvc("serve", cwd=tmp_path, **REAL, HOST="256.1.1.1", PORT=str(free_port()))
+    done = authsvc("serve", cwd=tmp_path, **REAL, HOST="256.1.1.1")
     assert (done.returncode, "cannot listen on 256.1.1.1" in done.stderr) == (2, True)
     assert "Traceback" not in done.stderr
 
@@ -169,7 +169,7 @@ def test_production_serves_on_keys_that_only_a_group_may_read(tmp_path: Path, we
     (tmp_path / "keys").chmod(0o550)
     with service(tmp_path, wechat_url=wechat.url, KEYS_GROUP_READ="1") as it:
         assert it.log_in().status_code == 200
-    done = authsvc("serve", cwd=tmp_path, **REAL, KEYS_GROUP_READ="1", TOKEN_TTL="80000", PORT=str(free_port()))
+    done = authsvc("serve", cwd=tmp_path, **REAL, KEYS_GROUP_READ="1", TOKEN_TTL="80000")
     assert (done.returncode, "read-only" in done.stderr) == (2, True)
 
 

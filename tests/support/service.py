@@ -41,7 +41,9 @@ def clean_environment(**settings: str) -> dict[str, str]:
 
 
 def authsvc(*args: str, cwd: Path, **settings: str) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end."""
+    """Run a command to its end. One that serves has a port of its own, unless it is given one."""
+    if args[0] == "serve":
+        settings = {"PORT": str(free_port())} | settings
     return subprocess.run(
         [sys.executable, "-m", "authsvc", *args],
         cwd=cwd,
