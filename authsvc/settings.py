@@ -20,7 +20,7 @@ from authsvc.encoding import NotCanonical, parse_json_object
 from authsvc.errors import SettingsError
 from authsvc.keyparts import MIN_PASSPHRASE_CHARS
 from authsvc.keyset import TOKEN_TTL_LIMIT_S
-from authsvc.store import store_path
+from authsvc.store import store_address
 from authsvc.wechat import App
 
 PREFIX: Final = "AUTHSVC_"
@@ -435,7 +435,7 @@ class _Loader:
     def _store_url(self) -> str:
         url = self._env.STORE or (_SANDBOX_STORE if self._env.SANDBOX else _DEFAULT_STORE)
         try:
-            store_path(url)
+            store_address(url)
         except SettingsError as error:
             self._problems += error.problems
         return url
@@ -458,7 +458,7 @@ class _Loader:
             "WECHAT_FALLBACK_URL": settings.wechat_fallback_url,
             "ISSUER": settings.issuer,
             "KEYS": settings.keys.path.absolute(),
-            "STORE": store_path(settings.store_url),
+            "STORE": store_address(settings.store_url).shown,
             "WORKERS": settings.workers,
             "WECHAT_IN_FLIGHT": settings.wechat_in_flight,
         }

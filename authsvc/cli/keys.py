@@ -25,7 +25,7 @@ from authsvc.keyreport import changes, exposure, problems
 from authsvc.keyset import Keyset, Kind, Lifecycle
 from authsvc.rotation import prune, revoke, revoke_all, rotate, rotate_store, tick
 from authsvc.settings import SANDBOX_FOLDER, KeySettings, load_key_settings
-from authsvc.store import open_store, store_path
+from authsvc.store import open_store, store_address
 from authsvc.wiring import check_not_revived, check_rotate_every, init_keys, open_keys, settle_revocation
 
 EXPORT_FOLDER: Final = Path(".public-keys")
@@ -160,7 +160,7 @@ def keys_status(as_json: bool) -> None:
 
 
 def _revived(here: _Here, keyset: Keyset) -> list[str]:
-    if not store_path(here.store_url).exists():
+    if store_address(here.store_url).is_missing:
         return []
     store = open_store(here.store_url)
     try:
@@ -302,10 +302,10 @@ def _confirm(wanted: str, warning: list[str], *, as_json: bool) -> None:
 
 def _settle(here: _Here, change: Change) -> tuple[list[str], bool]:
     """What the side store has to know of a revocation; False if it could not be told."""
-    path = store_path(here.store_url)
-    if not path.exists():
-        said = f"There is no side store {path}, so no rows were deleted (is this the working folder of the service?)."
-        return [said], True
+    store = store_address(here.store_url)
+    if store.is_missing:
+        said = f"There is no side store {store.shown}, so no rows were deleted"
+        return [f"{said} (is this the working folder of the service?)."], True
     try:
         dropped = settle_revocation(change, here.store_url, sleep=time.sleep)
     except StoreUnavailable as error:
@@ -313,7 +313,7 @@ def _settle(here: _Here, change: Change) -> tuple[list[str], bool]:
             f"The keys are revoked, but the side store was not told: {error}. Nothing opens rows under a revoked "
             "sealing key any more; make keys-prune deletes them once the store answers."
         ], False
-    return ([f"Deleted {dropped} rows of {path}."] if dropped is not None else []), True
+    return ([f"Deleted {dropped} rows of {store.shown}."] if dropped is not None else []), True
 
 
 # ---- clear away, write out, rehearse ------------------------------------------------------------

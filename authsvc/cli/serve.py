@@ -29,7 +29,7 @@ from authsvc.settings import (
     Settings,
     load_settings,
 )
-from authsvc.store import store_path
+from authsvc.store import store_address
 from authsvc.telemetry import configure_logging
 from authsvc.wiring import Prepared, build_app, prepare
 
@@ -123,9 +123,8 @@ def _announce(settings: Settings, said: tuple[str, ...]) -> None:
             f"SANDBOX: WeChat is played by {settings.wechat_url}; whoever can reach that can log in as anyone. "
             "Not for production."
         )
-    lines.append(
-        f"keys: {settings.keys.path.absolute()} · store: {store_path(settings.store_url)} · issuer: {settings.issuer}"
-    )
+    store = store_address(settings.store_url).shown
+    lines.append(f"keys: {settings.keys.path.absolute()} · store: {store} · issuer: {settings.issuer}")
     lines.extend(said)
     lines.extend(f"WARNING: {warning}" for warning in settings.warnings)
     if settings.sandbox:

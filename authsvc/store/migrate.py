@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Final
 
 from alembic import command
 from alembic.config import Config
@@ -24,14 +25,28 @@ def upgrade(engine: Engine) -> None:
     """
     try:
         with engine.connect() as connection:
-            if connection.dialect.name == "sqlite":
-                # Of two processes that start at once the second waits here, and then finds nothing to do.
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            # Of two processes that start at once the second waits here, and then finds nothing to do.
+            _lock(connection)
             _upgrade(connection)
             connection.commit()
     except (SQLAlchemyError, CommandError, OSError) as error:
         # `from None`: the original may carry the URL with its password.
         raise StoreUnavailable(f"the side store's schema could not be set up ({cause(error)})") from None
+
+
+# Those of SQLite and PostgreSQL end with the transaction, MySQL's with the connection: its DDL commits by itself.
+_LOCKS: Final = {
+    "sqlite": "BEGIN IMMEDIATE",
+    "postgresql": "SELECT pg_advisory_xact_lock(hashtext('authsvc schema'))",
+    **dict.fromkeys(("mysql", "mariadb"), "SELECT GET_LOCK('authsvc schema', 20)"),
+}
+
+
+def _lock(connection: Connection) -> None:
+    result = connection.exec_driver_sql(_LOCKS[connection.dialect.name])
+    if connection.dialect.name in ("mysql", "mariadb") and result.scalar() != 1:
+        raise StoreUnavailable("another program is changing the schema of the side store")
+    result.close()
 
 
 def _upgrade(connection: Connection) -> None:

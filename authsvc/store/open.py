@@ -2,50 +2,64 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from authsvc.errors import SettingsError, StoreUnavailable
+from authsvc.store.server import is_server, server_engine
 from authsvc.store.sql import SqlStore
 from authsvc.store.sqlite import SqliteFile, sqlite_engine
 
+_FORMS: Final = (
+    "AUTHSVC_STORE is not sqlite:///path/of/file (four slashes for an absolute path), "
+    "postgresql://user:password@host/database, or mysql:// or mariadb:// alike"
+)
 
-def store_path(url: str) -> Path:
-    """The absolute path of the database file that `url` names.
 
-    Raises: SettingsError if it is not of the form sqlite:///path.
-    """
-    # `from None`, and no URL in the message: it may have a password in it.
-    refusal = SettingsError(["AUTHSVC_STORE is not sqlite:///path/of/file (four slashes for an absolute path)"])
-    try:
-        parsed = make_url(url)
-    except (ArgumentError, ValueError):
-        raise refusal from None
-    path = parsed.database or ":memory:"
-    beyond_path = parsed.query or parsed.username or parsed.password or parsed.host or parsed.port
-    if parsed.drivername != "sqlite" or beyond_path or path.startswith((":", "file:")) or not path.isprintable():
-        raise refusal
-    return Path(path).absolute()
+@dataclass(frozen=True, slots=True)
+class StoreAddress:
+    """Where a side store is, in words without a password. `file`: the absolute path, of SQLite alone."""
+
+    shown: str
+    file: Path | None
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether it is known, without asking anybody, that there is none."""
+        return self.file is not None and not self.file.exists()
+
+
+def store_address(url: str) -> StoreAddress:
+    """Raises: SettingsError if the URL is not one of a side store."""
+    parsed = _parsed(url)
+    if is_server(parsed):
+        # Options of the driver may hold the path of a key, or a password.
+        return StoreAddress(parsed.set(query={}).render_as_string(hide_password=True), None)
+    path = _path(parsed)
+    return StoreAddress(str(path), path)
 
 
 def prepare_store(url: str) -> None:
-    """Make the database if there is none, and bring its schema up to date; once, before the workers start.
+    """Make the tables, for SQLite the file too, and bring them up to date; once, before the workers start.
 
     Raises: SettingsError for a URL that is not supported; StoreUnavailable if the database cannot be used as it is.
     """
     # Not above: Alembic takes a third of a second and 10 MB, and the workers have no use for it.
     from authsvc.store.migrate import upgrade
 
-    path = store_path(url)
-    file = SqliteFile(path)
-    engine = sqlite_engine(file)
+    parsed = _parsed(url)
+    file = None if is_server(parsed) else SqliteFile(_path(parsed))
+    engine = server_engine(parsed, patient=True) if file is None else sqlite_engine(file)
     try:
-        file.create()
+        if file is not None:
+            file.create()
         upgrade(engine)
     except StoreUnavailable as error:
-        raise StoreUnavailable(f"the side store {path} cannot be used: {error}") from None
+        raise StoreUnavailable(f"the side store {store_address(url).shown} cannot be used: {error}") from None
     finally:
         engine.dispose()
 
@@ -56,5 +70,27 @@ def open_store(url: str) -> SqlStore:
     Neither makes nor looks for the database: until there is one, the store raises StoreUnavailable.
     Raises: SettingsError for a URL that is not supported.
     """
-    file = SqliteFile(store_path(url))
+    parsed = _parsed(url)
+    if is_server(parsed):
+        return SqlStore(server_engine(parsed))
+    file = SqliteFile(_path(parsed))
     return SqlStore(sqlite_engine(file), confirm=file.check)
+
+
+def _parsed(url: str) -> URL:
+    # `from None`, and no URL in the message: it may have a password in it.
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        raise SettingsError([_FORMS]) from None
+    if is_server(parsed) and not (parsed.host and parsed.database):
+        raise SettingsError([_FORMS])
+    return parsed
+
+
+def _path(parsed: URL) -> Path:
+    path = parsed.database or ":memory:"
+    beyond_path = parsed.query or parsed.username or parsed.password or parsed.host or parsed.port
+    if parsed.drivername != "sqlite" or beyond_path or path.startswith((":", "file:")) or not path.isprintable():
+        raise SettingsError([_FORMS])
+    return Path(path).absolute()

@@ -21,7 +21,7 @@ from alembic.runtime.migration import MigrationContext
 
 from authsvc.errors import SettingsError, StoreUnavailable
 from authsvc.store.migrate import upgrade
-from authsvc.store.open import open_store, prepare_store, store_path
+from authsvc.store.open import open_store, prepare_store, store_address
 from authsvc.store.protocol import LoginRow, Store
 from authsvc.store.schema import METADATA
 from authsvc.store.sql import SqlStore
@@ -413,11 +413,11 @@ def test_an_error_has_neither_the_row_nor_the_statement_nor_a_cause(path: Path, 
         "sqlite:///st\0re.db",
         "sqlite://user:s3cret@host/store.db",
         "sqlite+aiosqlite:///store.db",
-        "postgresql://user:s3cret@host/db",
+        "oracle://user:s3cret@host/db",
         "postgresql://user:s3cret@host:port/db",
     ],
 )
-@pytest.mark.parametrize("use", [store_path, prepare_store, open_store])
+@pytest.mark.parametrize("use", [store_address, prepare_store, open_store])
 def test_a_url_that_names_no_file_is_refused_without_being_repeated(use: Callable[[str], object], url: str) -> None:
     with pytest.raises(SettingsError) as caught:
         use(url)
@@ -429,7 +429,7 @@ def test_a_relative_path_means_the_folder_the_store_was_opened_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert store_path("sqlite:///a b/c?d".replace("?", "%")) == tmp_path / "a b" / "c%d"
+    assert store_address("sqlite:///a b/c?d".replace("?", "%")).file == tmp_path / "a b" / "c%d"
     prepare_store("sqlite:///store.db")
     with closing(open_store("sqlite:///store.db")) as store:
         monkeypatch.chdir("/")

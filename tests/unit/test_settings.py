@@ -78,7 +78,7 @@ def test_every_problem_is_named_at_once() -> None:
             "AUTHSVC_ALG": "HS256",
             "AUTHSVC_WECHAT_URL": "http://api.example.com",
             "AUTHSVC_KEYS_PASSPHRASE": "MARKER",
-            "AUTHSVC_STORE": "postgresql://user:SECRETMARKER@db/authsvc",
+            "AUTHSVC_STORE": "oracle://user:SECRETMARKER@db/authsvc",
         }
     )
     for name in ("APPID", "SECRET", "PORT", "TOKEN_TTL", "ALG", "WECHAT_URL", "KEYS_PASSPHRASE", "ISSUER", "STORE"):

@@ -1,0 +1,73 @@
+"""The side store on a database server: PostgreSQL, MySQL, MariaDB. No wait for it is without an end."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any, Final
+
+from sqlalchemy import create_engine
+from sqlalchemy.engine import URL, Engine
+
+from authsvc.errors import SettingsError
+
+# A login has WECHAT_TIMEOUT behind it already: who waits for the store is told soon.
+_CONNECT_S: Final = 2
+_ANSWER_S: Final = 3
+_POOL_WAIT_S: Final = 1.0
+
+# For each worker process. A put takes a millisecond or two, so that a few serve all threads.
+_CONNECTIONS: Final = 8
+
+_DRIVERS: Final = {"postgresql": "psycopg", "mysql": "pymysql", "mariadb": "pymysql"}
+
+
+def is_server(url: URL) -> bool:
+    """Whether it names an engine that is spoken to here, by any of the names that SQLAlchemy has for it."""
+    backend, _, driver = url.drivername.partition("+")
+    return backend in _DRIVERS and driver in ("", _DRIVERS[backend])
+
+
+def server_engine(url: URL, *, patient: bool = False) -> Engine:
+    """An engine for SqlStore. `patient`: for changes of the schema, which wait for one another.
+
+    Raises: SettingsError if the driver is not installed.
+    """
+    backend = url.get_backend_name()
+    driver = _DRIVERS[backend]
+    if find_spec(driver) is None:
+        raise SettingsError([f"AUTHSVC_STORE is {backend}, whose driver is missing: pip install 'authsvc[{backend}]'"])
+    arguments = _postgresql if backend == "postgresql" else _mysql
+    return create_engine(
+        url.set(drivername=f"{backend}+{driver}"),
+        # MySQL's own default locks gaps, and first logins that meet in one are a deadlock.
+        isolation_level="READ COMMITTED",
+        pool_size=_CONNECTIONS,
+        max_overflow=0,
+        pool_timeout=_POOL_WAIT_S,
+        # After a restart or a failover the first request after it finds out, and not at its own expense.
+        pool_pre_ping=True,
+        connect_args=arguments(waits_s=10 * _ANSWER_S if patient else _ANSWER_S),
+        hide_parameters=True,
+    )
+
+
+def _postgresql(*, waits_s: int) -> dict[str, Any]:
+    milliseconds = waits_s * 1000
+    return {
+        "connect_timeout": _CONNECT_S,
+        # Also where nobody says that the connection is gone, as after a failover.
+        "tcp_user_timeout": milliseconds,
+        "options": f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds - 1000}",
+        # A pooler between us may hand each transaction to another server process.
+        "prepare_threshold": None,
+    }
+
+
+def _mysql(*, waits_s: int) -> dict[str, Any]:
+    return {
+        "connect_timeout": _CONNECT_S,
+        "read_timeout": waits_s,
+        "write_timeout": waits_s,
+        "charset": "utf8mb4",
+        "init_command": f"SET SESSION innodb_lock_wait_timeout={waits_s - 1}, lock_wait_timeout={waits_s - 1}",
+    }

@@ -1,0 +1,145 @@
+"""The side store on real database servers: addresses, the schema, connections that are lost."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy.engine import make_url
+
+from authsvc.errors import SettingsError, StoreUnavailable
+from authsvc.store import LoginRow, open_store, prepare_store, store_address
+from authsvc.store.schema import METADATA
+from authsvc.store.server import server_engine
+from tests.support.databases import POSTGRESQL, SERVERS, Server, database
+from tests.support.service import Running, service
+
+ROOT = Path(__file__).parents[2]
+NOW = 1_800_000_000
+LOGIN = LoginRow("wx-a", "oUser", "s1", b"sealed", NOW * 1_000_000, NOW, NOW + 3600)
+
+
+@pytest.fixture(params=SERVERS, ids=lambda server: server.name)
+def server(request: pytest.FixtureRequest) -> Server:
+    found: Server = request.param
+    return found
+
+
+@pytest.fixture
+def url(server: Server) -> Iterator[str]:
+    with database(server) as it:
+        yield it
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        (
+            "postgresql://user:SECRETMARKER@db.example:6000/auth?sslkey=/SECRETMARKER",
+            "postgresql://user:***@db.example:6000/auth",
+        ),
+        ("postgresql+psycopg://db/auth", "postgresql+psycopg://db/auth"),
+        ("mysql://user:SECRETMARKER@db/auth", "mysql://user:***@db/auth"),
+        ("mariadb+pymysql://user@db/auth", "mariadb+pymysql://user@db/auth"),
+    ],
+)
+def test_an_address_is_shown_without_what_is_secret(url: str, shown: str) -> None:
+    found = store_address(url)
+    assert (found.shown, found.file, found.is_missing) == (shown, None, False)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://",
+        "postgresql://db",
+        "postgresql:///auth",
+        "mysql+aiomysql://db/auth",
+        "postgresql+asyncpg://db/auth",
+    ],
+)
+def test_a_url_without_host_or_database_or_of_another_driver_is_refused(url: str) -> None:
+    for use in (store_address, prepare_store, open_store):
+        with pytest.raises(SettingsError):
+            use(url)
+
+
+def test_the_schema_that_is_made_is_the_one_that_is_used(url: str) -> None:
+    prepare_store(url)
+    prepare_store(url)
+    engine = server_engine(make_url(url))
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
+    engine.dispose()
+
+
+def test_of_ten_programs_that_start_at_once_one_makes_the_schema(url: str) -> None:
+    program = f"from authsvc.store import prepare_store; prepare_store({url!r})"
+    command = [sys.executable, "-W", "error", "-c", program]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    started = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(10)]
+    assert [(process.communicate(timeout=60)[1], process.returncode) for process in started] == [("", 0)] * 10
+    with closing(open_store(url)) as store:
+        store.put_login(LOGIN, unionid=None)
+
+
+def test_an_older_program_refuses_a_newer_schema(url: str) -> None:
+    prepare_store(url)
+    engine = server_engine(make_url(url))
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    engine.dispose()
+    with pytest.raises(StoreUnavailable, match="newer authsvc"):
+        prepare_store(url)
+
+
+def test_a_connection_that_the_server_has_ended_is_not_noticed(server: Server, url: str) -> None:
+    prepare_store(url)
+    with closing(open_store(url)) as store:
+        store.put_login(LOGIN, unionid=None)
+        engine = server_engine(make_url(url))
+        with engine.connect() as connection:
+            if server is POSTGRESQL:
+                connection.exec_driver_sql(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                    "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                )
+            else:
+                others = connection.exec_driver_sql(
+                    "SELECT id FROM information_schema.processlist WHERE db = database() AND id <> connection_id()"
+                ).scalars()
+                for number in others.all():
+                    connection.exec_driver_sql(f"KILL {number}")
+        engine.dispose()
+        assert store.logins("wx-a", "oUser", now=NOW) == (LOGIN,)
+
+
+@pytest.mark.parametrize("made", ["postgresql://{}@127.0.0.1:1/auth", "mysql://{}@127.0.0.1:1/auth"])
+def test_with_nobody_listening_it_is_unavailable_and_no_password_is_said(made: str) -> None:
+    url = made.format("user:SECRETMARKER")
+    with pytest.raises(StoreUnavailable) as failed:
+        prepare_store(url)
+    assert "127.0.0.1:1" in str(failed.value)
+    with closing(open_store(url)) as store, pytest.raises(StoreUnavailable) as failed_later:
+        store.ping()
+    for error in (failed, failed_later):
+        assert "SECRETMARKER" not in str(error.value) + repr(error.getrepr(showlocals=False, style="native"))
+
+
+def test_the_service_runs_on_it_with_two_workers(tmp_path: Path, wechat: Running, server: Server, url: str) -> None:
+    with service(tmp_path, wechat_url=wechat.url, STORE=url, WORKERS="2") as it:
+        token = it.token("on-a-server")
+        assert it.check(token)["is_login"] is True
+        data = it.order("open_data", user="on-a-server")
+        assert it.ask("decrypt", token, data).status_code == 200
+        assert it.session.get(f"{it.url}/readyz", timeout=10).json()["store"] == "ok"
+        shown = store_address(url).shown
+        assert f"store: {shown}" in it.output()
+    assert not list(tmp_path.glob("authsvc.db*"))
