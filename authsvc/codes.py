@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import threading
 from collections import OrderedDict
@@ -11,7 +12,7 @@ from concurrent.futures import TimeoutError as NotInTime
 from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 
-from authsvc.errors import CodeUsed, WeChatTimeout
+from authsvc.errors import AuthsvcError, CodeUsed, WeChatTimeout
 
 # A code ends after five minutes (wx.login); from then on WeChat's own answer says so.
 REMEMBERED_S: Final = 300
@@ -65,6 +66,9 @@ class Codes(Generic[_Answer]):
                 return other.answer.result(self._wait_s)
             except NotInTime:
                 raise WeChatTimeout("the same code is under way and has no answer yet") from None
+            except AuthsvcError as error:
+                # One object in many threads would gather the tracebacks of them all.
+                raise copy.copy(error).with_traceback(None) from None
         try:
             answer = exchange()
         except BaseException as error:
@@ -77,6 +81,7 @@ class Codes(Generic[_Answer]):
             # Only now: who comes before it finds the answer, who comes after it what is remembered.
             with self._lock:
                 del self._running[code]
+            del mine  # or a failed one would hold itself, by way of the traceback, until the garbage collector comes
 
     def note_used(self, code: LoginCode) -> None:
         """WeChat has taken it."""

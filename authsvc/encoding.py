@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 from typing import Any, Final, NoReturn
 
 _MAX_OPENINGS: Final = 1_000
@@ -87,7 +88,7 @@ def parse_json_object(
     """One JSON object in UTF-8.
 
     Raises: NotCanonical for anything else: a BOM or another encoding, duplicate members at any depth (two readers
-    would see two values), NaN and Infinity, nesting that is too deep, a lone surrogate.
+    would see two values), NaN and Infinity and 1e999, nesting that is too deep, a lone surrogate.
     `control_characters` lets raw ones stand inside strings, as WeChat sends them in nicknames. `max_openings`: how many
     "[" and "{" there may be, inside strings too.
     """
@@ -133,5 +134,16 @@ def _refuse_constant(_name: str) -> NoReturn:
     raise ValueError("NaN and Infinity are not JSON")
 
 
-_STRICT: Final = json.JSONDecoder(object_pairs_hook=_unique_members, parse_constant=_refuse_constant)
-_LENIENT: Final = json.JSONDecoder(object_pairs_hook=_unique_members, parse_constant=_refuse_constant, strict=False)
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError("too large a number")  # it would be written again as Infinity
+    return value
+
+
+_STRICT: Final = json.JSONDecoder(
+    object_pairs_hook=_unique_members, parse_constant=_refuse_constant, parse_float=_finite
+)
+_LENIENT: Final = json.JSONDecoder(
+    object_pairs_hook=_unique_members, parse_constant=_refuse_constant, parse_float=_finite, strict=False
+)

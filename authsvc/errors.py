@@ -195,6 +195,12 @@ class DecryptFailed(AuthsvcError):
     code = "decrypt_failed"
 
 
+class TooManyFailures(AuthsvcError):
+    """Data of this user failed to open so often that somebody may be trying it out."""
+
+    code = "rate_limited"
+
+
 class SignatureInvalid(AuthsvcError):
     """rawData and signature do not belong together under this session_key."""
 

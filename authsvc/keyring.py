@@ -74,12 +74,15 @@ class Keyring:
     def sealing_key(self, *, now: int) -> SealingKey:
         """Raises: KeysError if no key is active."""
         record = self.keyset.active(Kind.SEALING, now=now)
+        if record.id not in self.secret_keys:
+            raise KeysError(f"the private part of {record.id} is gone: check this machine's clock")
         return SealingKey(id=record.id, key=self.secret_keys[record.id])
 
     def opening_key(self, key_id: str, *, now: int) -> SealingKey:
         """The key that an existing row was sealed under. Raises: SealBroken if it is gone or revoked."""
         for record in self.keyset.of(Kind.SEALING):
-            if record.id == key_id and record.state(now=now) in (State.PENDING, State.ACTIVE, State.RETIRING):
+            lives = record.state(now=now) in (State.PENDING, State.ACTIVE, State.RETIRING)
+            if record.id == key_id and lives and record.id in self.secret_keys:
                 return SealingKey(id=record.id, key=self.secret_keys[record.id])
         raise SealBroken("sealed under a key that is gone")
 

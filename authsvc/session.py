@@ -18,6 +18,7 @@ from authsvc.errors import (
     SignatureInvalid,
     UserBanned,
 )
+from authsvc.failures import Failures
 from authsvc.keyring import Keyring
 from authsvc.sessionkeys import kept_session_key, sealed_login
 from authsvc.store import STATE_ACTIVE, LoginRow, Store
@@ -64,6 +65,7 @@ class Session:
         store: Store,
         keys: Callable[[], Keyring],
         decrypt_window_s: int,
+        failures: Failures,
         clock: Clock,
         random_bytes: Callable[[int], bytes],
     ) -> None:
@@ -73,13 +75,15 @@ class Session:
         self._store = store
         self._keys = keys
         self._decrypt_window_s = decrypt_window_s
+        self._failures = failures
         self._clock = clock
         self._random_bytes = random_bytes
 
     def decrypt(self, claims: Claims, encrypted_data: str, iv: str) -> dict[str, Any]:
-        """The open data of the user. Raises: DecryptFailed."""
+        """The open data of the user. Raises: DecryptFailed; TooManyFailures."""
         reasons: dict[str, None] = {}
         now = self._clock.now()
+        self._failures.check(claims.appid, claims.openid)
         for _row, session_key in self._own_first(claims):
             try:
                 return decrypt(
@@ -93,6 +97,7 @@ class Session:
                 )
             except DecryptFailed as error:
                 reasons[str(error)] = None
+        self._failures.note(claims.appid, claims.openid)
         raise DecryptFailed("; ".join(reasons))
 
     def verify(self, claims: Claims, raw_data: str, signature: str) -> bool:
@@ -123,7 +128,9 @@ class Session:
 
         Raises: SessionKeyGone if WeChat has another key by now, with the old ones forgotten; WeChatError.
         """
-        row, session_key = self._newest(claims)
+        known = self._logins(claims)
+        row, session_key = known[0]
+        gone = [login for login, _ in known]
         try:
             renewed = self._access_tokens.use(
                 self._apps[claims.appid],
@@ -133,7 +140,7 @@ class Session:
             )
         except SessionKeyGone:
             # Also what is left of a reset whose answer got lost: whoever repeats it gets here.
-            self._store.replace_logins(row.appid, row.openid, until_us=row.started_at_us, by=None)
+            self._store.replace_logins(gone, by=None)
             raise
         by = sealed_login(
             renewed.session_key,
@@ -147,11 +154,13 @@ class Session:
             now=self._clock.now(),
             random_bytes=self._random_bytes,
         )
-        self._store.replace_logins(row.appid, row.openid, until_us=row.started_at_us, by=by)
+        # Logins of the meantime too, if they have the old key: WeChat does not make a new one for each.
+        gone += [login for login, key in self._opened(claims) if key == session_key and login not in gone]
+        self._store.replace_logins(gone, by=by)
 
     def phone(self, claims: Claims, code: str) -> PhoneNumber:
         """The number behind the code of the user's phone number button. Raises: BadRequest, WeChatError."""
-        self._logins(claims)
+        self._check_user(claims)
         return self._access_tokens.use(
             self._apps[claims.appid],
             lambda token, ends_at: self._wechat.phone_number(
@@ -169,13 +178,23 @@ class Session:
     def _newest(self, claims: Claims) -> tuple[LoginRow, str]:
         return self._logins(claims)[0]
 
-    def _logins(self, claims: Claims) -> list[tuple[LoginRow, str]]:
-        now = self._clock.now()
+    def _check_user(self, claims: Claims) -> None:
         user = self._store.user(claims.appid, claims.openid)
         if user is None:
             raise SessionKeyGone("the user is not known here any more; call wx.login again")
         if user.state != STATE_ACTIVE:
             raise UserBanned("this user is banned")
+
+    def _logins(self, claims: Claims) -> list[tuple[LoginRow, str]]:
+        """The user's logins with their session keys, the one that started last first."""
+        self._check_user(claims)
+        found = self._opened(claims)
+        if not found:
+            raise SessionKeyGone("no session_key of the user is kept here; call wx.login again")
+        return found
+
+    def _opened(self, claims: Claims) -> list[tuple[LoginRow, str]]:
+        now = self._clock.now()
         keyring = self._keys()
         found = []
         for row in self._store.logins(claims.appid, claims.openid, now=now):
@@ -183,8 +202,6 @@ class Session:
                 found.append((row, kept_session_key(row, keyring, now=now)))
             except SealBroken:
                 continue  # its sealing key was revoked, or the row is not as it was written: it opens for nobody
-        if not found:
-            raise SessionKeyGone("no session_key of the user is kept here; call wx.login again")
         return found
 
 

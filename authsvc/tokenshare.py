@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, TypeVar
 
 from authsvc.clock import Clock
 from authsvc.errors import KeysError, SealBroken, StoreUnavailable
@@ -13,6 +13,10 @@ from authsvc.store import SharedValue, Store
 from authsvc.wechat import LivingToken
 
 _CLAIM_BYTES: Final = 16
+# A store that is locked or gone is waited for by one request in a while, and not by each.
+_RESTS_S: Final = 30.0
+
+_Found = TypeVar("_Found")
 
 
 class StoredTokens:
@@ -25,49 +29,42 @@ class StoredTokens:
         self._keys = keys
         self._clock = clock
         self._random_bytes = random_bytes
+        self._rests_until = float("-inf")  # on the monotonic clock
 
     def token(self, appid: str) -> LivingToken | None:
         now = self._clock.now()
+        found = self._asked(lambda: self._store.shared(_token_name(appid), now=now), otherwise=None)
         try:
-            found = self._store.shared(_token_name(appid), now=now)
             return None if found is None else self._opened(appid, found, now=now)
-        except (StoreUnavailable, SealBroken):
+        except SealBroken:
             return None
 
     def put(self, appid: str, token: LivingToken) -> None:
         now = self._clock.now()
         try:
             key = self._keys().sealing_key(now=now)
-            place = _place(appid, token.expires_at)
-            sealed = seal(token.token.encode("ascii"), key, place, random_bytes=self._random_bytes)
-            self._store.share(SharedValue(_token_name(appid), sealed, token.expires_at))
-        except (StoreUnavailable, KeysError):
+        except KeysError:
             return  # the others fetch one of their own, which is the same
-
-    def drop(self, appid: str, token: LivingToken) -> None:
-        now = self._clock.now()
-        try:
-            found = self._store.shared(_token_name(appid), now=now)
-            if found is not None and self._opened(appid, found, now=now) == token:
-                self._store.unshare(found)
-        except (StoreUnavailable, SealBroken):
-            return
+        place = _place(appid, token.expires_at)
+        sealed = seal(token.token.encode("ascii"), key, place, random_bytes=self._random_bytes)
+        value = SharedValue(_token_name(appid), sealed, token.expires_at)
+        self._asked(lambda: self._store.share(value), otherwise=None)
 
     def claim(self, appid: str, *, for_s: int) -> Callable[[], None] | None:
         now = self._clock.now()
         mine = SharedValue(f"fetching {appid}", self._random_bytes(_CLAIM_BYTES), now + for_s)
-        try:
-            if not self._store.share_first(mine, now=now):
-                return None
-        except StoreUnavailable:
-            return lambda: None
-        return lambda: self._end_claim(mine)
+        if not self._asked(lambda: self._store.share_first(mine, now=now), otherwise=True):
+            return None
+        return lambda: self._asked(lambda: self._store.unshare(mine), otherwise=None)
 
-    def _end_claim(self, mine: SharedValue) -> None:
+    def _asked(self, ask: Callable[[], _Found], *, otherwise: _Found) -> _Found:
+        if self._clock.monotonic() < self._rests_until:
+            return otherwise
         try:
-            self._store.unshare(mine)
+            return ask()
         except StoreUnavailable:
-            return  # it ends by itself
+            self._rests_until = self._clock.monotonic() + _RESTS_S
+            return otherwise
 
     def _opened(self, appid: str, found: SharedValue, *, now: int) -> LivingToken:
         key = self._keys().opening_key(sealing_key_id(found.value), now=now)

@@ -19,8 +19,9 @@ from authsvc.claims import Policy
 from authsvc.clock import Clock, SystemClock
 from authsvc.codes import Codes
 from authsvc.errors import KeysError, StoreUnavailable
+from authsvc.failures import Failures
 from authsvc.http.app import create_app
-from authsvc.http.services import Services
+from authsvc.http.services import Services, UsersAtWork
 from authsvc.keeper import LOOK_EVERY_S, KeyKeeper, Rotation, offset_of
 from authsvc.keyfiles import MANIFEST, Change, KeyFolder
 from authsvc.keyreport import problems
@@ -253,6 +254,7 @@ def build_services(
         store=store,
         keys=keys,
         decrypt_window_s=settings.decrypt_window_s,
+        failures=Failures(monotonic=clock.monotonic),
         clock=clock,
         random_bytes=os.urandom,
     )
@@ -272,6 +274,9 @@ def build_services(
         store=store,
         wechat=wechat,
         places=places,
+        # Logins have the other half, also while the calls that need an access token hang.
+        call_places=BoundedSemaphore(max(1, settings.wechat_in_flight // 2)),
+        users_at_work=UsersAtWork(),
         work_places=BoundedSemaphore(work_places) if work_places else places,
         service_token_digests=tuple(hashlib.sha256(text.encode()).digest() for text in settings.service_tokens),
         trusted_proxies=settings.trusted_proxies,

@@ -12,6 +12,7 @@ from flask import request
 from pydantic import BaseModel, ValidationError
 from werkzeug.exceptions import RequestEntityTooLarge, UnsupportedMediaType
 
+from authsvc.claims import Claims
 from authsvc.encoding import NotCanonical, parse_json_object
 from authsvc.errors import BadRequest, Overloaded
 from authsvc.http.services import services
@@ -30,13 +31,33 @@ def place() -> Iterator[None]:
 
 
 @contextmanager
-def work_place() -> Iterator[None]:
-    """One of the places for requests that wait for their body alone: those that wait for WeChat leave them free.
+def call_place() -> Iterator[None]:
+    """A place of half of those: for what is no login, so that logins always have the other half. Raises: Overloaded."""
+    with _one_of(services().call_places), place():
+        yield
+
+
+@contextmanager
+def work_place(claims: Claims) -> Iterator[None]:
+    """One of the places for requests that wait for their body alone, and few of them for one user; those that wait for
+    WeChat leave them free.
 
     Raises: Overloaded at once if none is free.
     """
-    with _one_of(services().work_places):
+    with for_user(claims), _one_of(services().work_places):
         yield
+
+
+@contextmanager
+def for_user(claims: Claims) -> Iterator[None]:
+    """Raises: Overloaded at once if the user has several requests under way already."""
+    users = services().users_at_work
+    if not users.begin(claims.appid, claims.openid):
+        raise Overloaded("this user has too many requests under way")
+    try:
+        yield
+    finally:
+        users.end(claims.appid, claims.openid)
 
 
 @contextmanager

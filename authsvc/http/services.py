@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from threading import BoundedSemaphore
+from threading import BoundedSemaphore, Lock
 from typing import Final, Literal, Protocol
 
 from flask import Flask, current_app
@@ -25,6 +26,32 @@ class WeChatHealth(Protocol):
         """How the last exchange went: "untried", "ok", or the code of the error."""
 
 
+class UsersAtWork:
+    """How many requests of each user are under way. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._counts: Counter[tuple[str, str]] = Counter()
+
+    def begin(self, appid: str, openid: str) -> bool:
+        """Count one more, unless there are as many as one user may have."""
+        with self._lock:
+            if self._counts[appid, openid] >= _MOST_OF_A_USER:
+                return False
+            self._counts[appid, openid] += 1
+            return True
+
+    def end(self, appid: str, openid: str) -> None:
+        with self._lock:
+            self._counts[appid, openid] -= 1
+            if not self._counts[appid, openid]:
+                del self._counts[appid, openid]
+
+
+# A mini-program decrypts one thing at a time; somebody who sends bodies byte by byte does not.
+_MOST_OF_A_USER: Final = 4
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
     login: Login
@@ -35,6 +62,8 @@ class Services:
     store: Store
     wechat: WeChatHealth
     places: BoundedSemaphore  # for requests that wait for WeChat
+    call_places: BoundedSemaphore  # those of them that are no logins
+    users_at_work: UsersAtWork
     work_places: BoundedSemaphore  # for those that have work to do here, and may be sent slowly
     service_token_digests: tuple[bytes, ...]  # SHA-256
     trusted_proxies: int

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from authsvc.errors import StoreUnavailable, UserBanned
@@ -50,10 +50,11 @@ class MemoryStore:
             kept = self._logins.get((appid, openid), ())
         return tuple(login for login in kept if login.expires_at > now)
 
-    def replace_logins(self, appid: str, openid: str, *, until_us: int, by: LoginRow | None) -> None:
+    def replace_logins(self, gone: Sequence[LoginRow], *, by: LoginRow | None) -> None:
+        ((appid, openid),) = {(login.appid, login.openid) for login in gone}
         key = (appid, openid)
         with self._lock:
-            left = tuple(login for login in self._logins.get(key, ()) if login.started_at_us > until_us)
+            left = tuple(login for login in self._logins.get(key, ()) if login not in gone)
             user = self._users.get(key)
             if by is not None and user is not None and user.state != STATE_BANNED:
                 left = tuple(sorted((*left, by), key=_by_start, reverse=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -59,10 +59,10 @@ class Store(Protocol):
     def logins(self, appid: str, openid: str, *, now: int) -> tuple[LoginRow, ...]:
         """The user's logins that have not expired at `now`, the one that started last first."""
 
-    def replace_logins(self, appid: str, openid: str, *, until_us: int, by: LoginRow | None) -> None:
-        """In one transaction: the user's logins that started at `until_us` or before go, and `by` comes instead.
+    def replace_logins(self, gone: Sequence[LoginRow], *, by: LoginRow | None) -> None:
+        """In one transaction: these logins of one user go, those that are still what they were, and `by` comes instead.
 
-        Nothing comes of `by` for a user that there is not, or that is banned.
+        Nothing comes of `by` for a user that there is not, or that is banned. Raises: ValueError for no login at all.
         """
 
     def user(self, appid: str, openid: str) -> UserRow | None: ...

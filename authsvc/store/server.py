@@ -13,7 +13,7 @@ from authsvc.errors import SettingsError
 # A login has WECHAT_TIMEOUT behind it already: who waits for the store is told soon.
 _CONNECT_S: Final = 2
 _ANSWER_S: Final = 3
-_POOL_WAIT_S: Final = 1.0
+_POOL_WAIT_S: Final = 3.0
 
 # For each worker process. A put takes a millisecond or two, so that a few serve all threads.
 _CONNECTIONS: Final = 8

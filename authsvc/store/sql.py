@@ -6,7 +6,7 @@ two to three times what SQLite takes for the row, and it is paid while the other
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from typing import Final
@@ -61,7 +61,6 @@ _LIVE_LOGINS: Final = (
     .where(*_IS_USERS_LOGIN, LOGINS.c.expires_at > bindparam("now_"))
     .order_by(*_LAST_STARTED_FIRST)
 )
-_DROP_LOGINS_UNTIL: Final = LOGINS.delete().where(*_IS_USERS_LOGIN, LOGINS.c.started_at_us <= bindparam("until_us_"))
 # So many in one transaction: logins that wait for the same lock are not to notice that a store is emptied.
 _DROPPED_AT_ONCE: Final = 500
 _LOGIN_KEY = (LOGINS.c.appid, LOGINS.c.openid, LOGINS.c.sid)
@@ -82,6 +81,9 @@ _SOME_SEALED_LOGINS: Final = (
     .offset(literal_column("0"))
 )
 _DROP_LOGIN: Final = LOGINS.delete().where(*_IS_USERS_LOGIN, LOGINS.c.sid == bindparam("sid_"))
+_DROP_THIS_LOGIN: Final = _DROP_LOGIN.where(
+    LOGINS.c.sealed_session_key == bindparam("sealed_", type_=LOGINS.c.sealed_session_key.type)
+)
 _DROP_SEALED_VALUES: Final = SHARED.delete().where(
     func.substr(SHARED.c.value, literal_column("1"), bindparam("start_bytes_", type_=Integer))
     == bindparam("start_", type_=SHARED.c.value.type)
@@ -147,7 +149,7 @@ class SqlStore:
         self._live_logins = _Statement(_LIVE_LOGINS, engine.dialect)
         self._some_sealed_logins = _Statement(_SOME_SEALED_LOGINS, engine.dialect)
         self._drop_login = _Statement(_DROP_LOGIN, engine.dialect)
-        self._drop_logins_until = _Statement(_DROP_LOGINS_UNTIL, engine.dialect)
+        self._drop_this_login = _Statement(_DROP_THIS_LOGIN, engine.dialect)
         self._drop_sealed_values = _Statement(_DROP_SEALED_VALUES, engine.dialect)
         self._shared_value = _Statement(_SHARED, engine.dialect)
         self._add_shared = _Statement(_ADD_SHARED, engine.dialect)
@@ -198,13 +200,15 @@ class SqlStore:
             self._live_logins.run(cursor, {"appid_": appid, "openid_": openid, "now_": now})
             return tuple(LoginRow(*row) for row in cursor.fetchall())
 
-    def replace_logins(self, appid: str, openid: str, *, until_us: int, by: LoginRow | None) -> None:
-        values = {"appid_": appid, "openid_": openid, "until_us_": until_us}
+    def replace_logins(self, gone: Sequence[LoginRow], *, by: LoginRow | None) -> None:
+        ((appid, openid),) = {(login.appid, login.openid) for login in gone}
+        values: dict[str, object] = {"appid_": appid, "openid_": openid}
         with self._connection() as connection, self._written(connection) as cursor:
             # The user's row first, as a login does: they come one by one.
             self._locked_state.run(cursor, values)
             row = cursor.fetchone()
-            self._drop_logins_until.run(cursor, values)
+            for login in gone:
+                self._drop_this_login.run(cursor, values | {"sid_": login.sid, "sealed_": login.sealed_session_key})
             if by is not None and row is not None and row[0] != STATE_BANNED:
                 self._add_login.run(cursor, _values(by))
 

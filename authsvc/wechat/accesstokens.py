@@ -5,8 +5,11 @@ https://developers.weixin.qq.com/doc/service/api/base/api_getstableaccesstoken
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NotInTime
 from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeGuard, TypeVar
 
@@ -17,8 +20,13 @@ from authsvc.wechat.replies import AccessToken
 
 # WeChat renews a token in its last five minutes, in which the old one and the new one are good.
 _RENEWED_BEFORE_END_S: Final = 300
+# How long it is left at that when a token that lives could not be renewed, or WeChat gives a token again and again that
+# it does not take.
+_LEFT_AT_THAT_S: Final = 5.0
 _LOOK_EVERY_S: Final = 0.05
 _CLAIMED_LONGER_S: Final = 2
+# Of the time of a call that has a token which lives: the call needs the rest.
+_SHARE_OF_RENEWAL: Final = 1 / 3
 
 _Found = TypeVar("_Found")
 
@@ -45,9 +53,6 @@ class TokenShare(Protocol):
 
     def put(self, appid: str, token: LivingToken) -> None: ...
 
-    def drop(self, appid: str, token: LivingToken) -> None:
-        """Forget it, if it is still this one."""
-
     def claim(self, appid: str, *, for_s: int) -> Callable[[], None] | None:
         """Be the one who fetches, for `for_s` seconds at most: what ends it earlier; None if somebody else is."""
 
@@ -69,8 +74,8 @@ class AccessTokens:
         self._timeout_s = timeout_s
         self._clock = clock
         self._sleep = sleep
-        self._lock = threading.Lock()
-        self._kept: dict[str, _Kept] = {}
+        self._lock = threading.Lock()  # for moments only, never over a call
+        self._apps: dict[str, _Kept] = {}
 
     def use(self, app: App, call: Callable[[str, float], _Found]) -> _Found:
         """What `call` gives for an access_token and the time that bounds all of it, on `clock.monotonic`.
@@ -81,37 +86,67 @@ class AccessTokens:
         ends_at = self._clock.monotonic() + self._timeout_s
         token = self._token(app, ends_at=ends_at)
         try:
-            return call(token.token, ends_at)
+            found = call(token.token, ends_at)
         except AccessTokenRejected:
-            self._discard(app, token)
-        return call(self._token(app, ends_at=ends_at).token, ends_at)
+            self._refuse(app, token)
+            found = call(self._token(app, ends_at=ends_at).token, ends_at)
+        self._apps[app.appid].confirmed = None  # it is taken after all
+        return found
 
     def _token(self, app: App, *, ends_at: float) -> LivingToken:
+        now = self._clock.monotonic()
         with self._lock:
-            kept = self._kept.setdefault(app.appid, _Kept())
-        old = kept.token
-        if self._is_fresh(old):
-            return old
-        lives = old is not None and self._clock.now() < old.expires_at
-        left_s = max(0.0, ends_at - self._clock.monotonic())
-        # Who has one that lives does not wait for its successor.
-        if not kept.lock.acquire(timeout=0 if lives else left_s):
-            if old is not None and lives:
+            kept = self._apps.setdefault(app.appid, _Kept())
+            old, fetch, failure = kept.token, kept.fetch, kept.failure
+            if self._is_fresh(old, kept):
                 return old
-            raise WeChatTimeout("there was no access token in time")
+            lives = old is not None and self._clock.now() < old.expires_at
+            is_ours = fetch is None and not (lives and now < kept.failed_at + _LEFT_AT_THAT_S)
+            if is_ours:
+                fetch = kept.fetch = Future()
+        if not is_ours and old is not None and lives:
+            return old  # who has one that lives does not wait for its successor
+        if not is_ours and failure is not None:
+            # WeChat gave none before. One at a time goes to see whether it does again, and holds nobody else up.
+            raise _again(failure)
+        assert fetch is not None
+        if not is_ours:
+            return self._awaited(fetch, ends_at=ends_at)
         try:
-            if not self._is_fresh(kept.token):
-                kept.token = self._renewed(app, ends_at=ends_at)
-            return kept.token
+            return self._fetch_for_all(
+                app, kept, fetch, ends_at=now + (ends_at - now) * (_SHARE_OF_RENEWAL if lives else 1)
+            )
         except WeChatError:
             if old is not None and lives:
-                return old  # good to its end; the next call tries again
+                return old  # good to its end
             raise
-        finally:
-            kept.lock.release()
 
-    def _renewed(self, app: App, *, ends_at: float) -> LivingToken:
-        while not self._is_fresh(shared := self._share.token(app.appid)):
+    def _awaited(self, fetch: Future[LivingToken], *, ends_at: float) -> LivingToken:
+        try:
+            return fetch.result(max(0.0, ends_at - self._clock.monotonic()))
+        except NotInTime:
+            raise WeChatTimeout("there was no access token in time") from None
+        except WeChatError as error:
+            raise _again(error) from None
+
+    def _fetch_for_all(self, app: App, kept: _Kept, fetch: Future[LivingToken], *, ends_at: float) -> LivingToken:
+        try:
+            token = self._renewed(app, kept, ends_at=ends_at)
+        except BaseException as error:
+            with self._lock:
+                kept.fetch = None
+                kept.failed_at = self._clock.monotonic()
+                kept.failure = error if isinstance(error, WeChatError) else None
+            fetch.set_exception(error)
+            raise
+        with self._lock:
+            kept.fetch = kept.failure = None
+            kept.token, kept.refused = token, None
+        fetch.set_result(token)
+        return token
+
+    def _renewed(self, app: App, kept: _Kept, *, ends_at: float) -> LivingToken:
+        while not self._is_fresh(shared := self._share.token(app.appid), kept):
             left_s = ends_at - self._clock.monotonic()
             if left_s <= 0:
                 raise WeChatTimeout("there was no access token in time")
@@ -121,33 +156,50 @@ class AccessTokens:
                 continue
             try:
                 # It may have come between our look and our claim.
-                if not self._is_fresh(shared := self._share.token(app.appid)):
-                    shared = self._fetched(app, ends_at=ends_at)
+                if not self._is_fresh(shared := self._share.token(app.appid), kept):
+                    shared = self._fetched(app, kept, ends_at=ends_at)
                     self._share.put(app.appid, shared)
             finally:
                 end_claim()
             break
         return shared
 
-    def _fetched(self, app: App, *, ends_at: float) -> LivingToken:
+    def _fetched(self, app: App, kept: _Kept, *, ends_at: float) -> LivingToken:
         # Counted from before the call, so that it ends here no later than at WeChat.
         asked_at = self._clock.now()
         found = self._wechat.stable_access_token(app, ends_at=ends_at)
+        if found.token == kept.refused:
+            with self._lock:
+                kept.confirmed, kept.confirmed_at = found.token, self._clock.monotonic()
         return LivingToken(found.token, asked_at + found.expires_in_s)
 
-    def _discard(self, app: App, token: LivingToken) -> None:
-        # Only if it is still the one that failed: another thread or process may have a new one already.
-        kept = self._kept[app.appid]
-        with kept.lock:
-            if kept.token == token:
-                kept.token = None
-        self._share.drop(app.appid, token)
+    def _refuse(self, app: App, token: LivingToken) -> None:
+        with self._lock:
+            kept = self._apps[app.appid]
+            if kept.token != token:
+                return  # another thread has a new one already
+            if token.token == kept.confirmed and self._clock.monotonic() < kept.confirmed_at + _LEFT_AT_THAT_S:
+                return  # asking again and again would use up the app's quota
+            # Remembered, because the share still has it, and may be of no mind to change.
+            kept.token, kept.refused = None, token.token
 
-    def _is_fresh(self, token: LivingToken | None) -> TypeGuard[LivingToken]:
-        return token is not None and self._clock.now() < token.expires_at - _RENEWED_BEFORE_END_S
+    def _is_fresh(self, token: LivingToken | None, kept: _Kept) -> TypeGuard[LivingToken]:
+        if token is None or token.token == kept.refused:
+            return False
+        return self._clock.now() < token.expires_at - _RENEWED_BEFORE_END_S
 
 
 @dataclass(slots=True)
 class _Kept:
-    lock: threading.Lock = field(default_factory=threading.Lock)
     token: LivingToken | None = None
+    refused: str | None = field(default=None, repr=False)
+    confirmed: str | None = field(default=None, repr=False)  # refused, given again, and not taken since
+    confirmed_at: float = float("-inf")  # on the monotonic clock
+    fetch: Future[LivingToken] | None = None  # under way
+    failure: WeChatError | None = None  # of the last one
+    failed_at: float = float("-inf")
+
+
+def _again(error: WeChatError) -> WeChatError:
+    """The same error once more: one object in many threads would gather the tracebacks of them all."""
+    return copy.copy(error).with_traceback(None)

@@ -46,7 +46,8 @@ from authsvc.wechat.transport import BrokenAnswer, Call, NoAnswer, NotConnected,
 # WeChat DevTools hands this out, to the letter, when it has no appid to log in with.
 _MOCK_CODE: Final = "the code is a mock one"
 
-_INVALID_SECRET: Final = 40125
+# The second is "invalid credential", which is the secret where there is no access token yet.
+_WRONG_SECRET: Final = frozenset({40125, 40001})
 
 _BACKOFF_S: Final = 0.4  # half to one and a half of it between two calls of one host
 _CONNECT_S: Final = 3.0
@@ -121,10 +122,6 @@ class WeChatClient:
         error's code."""
         return self._health
 
-    def deadline(self) -> float:
-        """`ends_at` for several calls that are one to whoever waits."""
-        return self._monotonic() + self._timeout_s
-
     def code2session(self, app: App, code: str, *, ends_at: float | None = None) -> WeChatSession:
         """auth.code2Session: exchange a code of wx.login, which WeChat takes once.
 
@@ -162,7 +159,6 @@ class WeChatClient:
         try:
             return self._ask(_STABLE_TOKEN, app.secrets, call, read_access_token, ends_at=ends_at)
         except AccessTokenRejected as error:
-            # 40001 is "invalid credential", and the credential here is the secret.
             raise WeChatMisconfigured("WeChat does not accept the app secret", errcode=error.errcode) from None
         except WeChatRateLimited as error:
             raise WeChatBusy("the app asks for access tokens too often", errcode=error.errcode, rid=error.rid) from None
@@ -246,7 +242,10 @@ class WeChatClient:
         *,
         ends_at: float | None,
     ) -> _Found:
-        ends_at = self.deadline() if ends_at is None else ends_at
+        ends_at = self._monotonic() + self._timeout_s if ends_at is None else ends_at
+        if ends_at <= self._monotonic():
+            # Before the breaker: WeChat was not asked.
+            raise WeChatTimeout("there was no time left to ask WeChat")
 
         def once(host: str, credential: str) -> _Found:
             return self._answer(call(host + path, credential), read, ends_at=ends_at)
@@ -264,9 +263,9 @@ class WeChatClient:
                     host = self._fallback_url
             except WeChatBusy:
                 self._pause(ends_at)
-            except WeChatMisconfigured as error:
+            except (WeChatMisconfigured, AccessTokenRejected) as error:
                 # While a secret is being reset, old and new work for some minutes, and then only the new one.
-                if error.errcode != _INVALID_SECRET or len(credentials) == 1:
+                if error.errcode not in _WRONG_SECRET or len(credentials) == 1:
                     raise
                 credential = credentials[1]
             return once(host, credential)

@@ -20,7 +20,7 @@ import urllib3
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
+from urllib3.exceptions import ClosedPoolError, ConnectTimeoutError, NameResolutionError, NewConnectionError
 
 from authsvc import deadline
 
@@ -135,6 +135,8 @@ def _without_url(error: requests.RequestException) -> TransportError:
         return NotConnected("not a URL that can be asked")
     cause = error.args[0] if error.args else None
     reason = getattr(cause, "reason", None)
+    if isinstance(cause, ClosedPoolError):
+        return NotConnected("the kept connections were just given up")
     if isinstance(reason, NewConnectionError | ConnectTimeoutError | NameResolutionError):
         return NotConnected("no connection")
     if isinstance(error, requests.exceptions.SSLError):

@@ -368,45 +368,60 @@ def test_sixteen_threads_note_the_same_keys_and_all_succeed(store: Store) -> Non
 # ---- a session_key that was renewed -----------------------------------------------------------------
 
 
-def _three_logins(store: Store) -> None:
-    for n in range(3):
-        store.put_login(login(f"s{n}", at=NOW + n), unionid=None)
+def _three_logins(store: Store) -> list[LoginRow]:
+    rows = [login(f"s{n}", at=NOW + n) for n in range(3)]
+    for row in rows:
+        store.put_login(row, unionid=None)
+    return rows
 
 
 def test_a_renewed_login_stands_alone_and_other_users_logins_stay(store: Store) -> None:
-    _three_logins(store)
-    store.put_login(login("s9", openid="oOther"), unionid=None)
-    store.put_login(login("s9", appid="wx-b"), unionid=None)
-    renewed = replace(login("s2", at=NOW + 2), sealed_session_key=b"renewed")
-    store.replace_logins("wx-a", "oUser", until_us=renewed.started_at_us, by=renewed)
+    rows = _three_logins(store)
+    store.put_login(login("s2", openid="oOther"), unionid=None)
+    store.put_login(login("s2", appid="wx-b"), unionid=None)
+    renewed = replace(rows[2], sealed_session_key=b"renewed")
+    store.replace_logins(rows, by=renewed)
     assert store.logins("wx-a", "oUser", now=NOW) == (renewed,)
-    assert sids(store, openid="oOther") == sids(store, "wx-b") == ["s9"]
+    assert sids(store, openid="oOther") == sids(store, "wx-b") == ["s2"]
 
 
-def test_a_login_that_started_later_survives_a_renewal(store: Store) -> None:
-    _three_logins(store)
-    renewed = replace(login("s1", at=NOW + 1), sealed_session_key=b"renewed")
-    store.replace_logins("wx-a", "oUser", until_us=renewed.started_at_us, by=renewed)
-    assert store.logins("wx-a", "oUser", now=NOW) == (login("s2", at=NOW + 2), renewed)
+def test_a_login_that_is_not_among_those_that_go_survives_a_renewal(store: Store) -> None:
+    rows = _three_logins(store)
+    renewed = replace(rows[1], sealed_session_key=b"renewed")
+    store.replace_logins(rows[:2], by=renewed)
+    assert store.logins("wx-a", "oUser", now=NOW) == (rows[2], renewed)
+
+
+def test_a_login_that_was_renewed_meanwhile_does_not_go(store: Store) -> None:
+    rows = _three_logins(store)
+    renewed = replace(rows[2], sealed_session_key=b"renewed")
+    store.replace_logins(rows, by=renewed)
+    store.replace_logins(rows, by=None)
+    assert store.logins("wx-a", "oUser", now=NOW) == (renewed,)
 
 
 def test_logins_that_are_replaced_by_nothing_are_gone_and_the_user_stays(store: Store) -> None:
-    _three_logins(store)
-    store.replace_logins("wx-a", "oUser", until_us=(NOW + 1) * 1_000_000, by=None)
+    rows = _three_logins(store)
+    store.replace_logins(rows[:2], by=None)
     assert sids(store) == ["s2"]
     assert store.user("wx-a", "oUser") is not None
 
 
+def test_without_a_login_there_is_no_telling_whose(store: Store) -> None:
+    with pytest.raises(ValueError, match="unpack"):
+        store.replace_logins([], by=None)
+
+
 def test_nothing_is_written_for_a_user_that_there_is_not(store: Store) -> None:
-    store.replace_logins("wx-a", "oUser", until_us=NOW * 1_000_000, by=login("s1"))
+    store.replace_logins([login("s1")], by=login("s1"))
     assert sids(store) == []
     assert store.user("wx-a", "oUser") is None
 
 
 def test_nothing_is_written_for_a_user_that_is_banned(store: Store) -> None:
-    _three_logins(store)
+    rows = _three_logins(store)
     store.set_user_state("wx-a", "oUser", STATE_BANNED)
-    store.replace_logins("wx-a", "oUser", until_us=(NOW + 2) * 1_000_000, by=login("s2", at=NOW + 2))
+    store.replace_logins(rows, by=rows[2])
     assert sids(store) == []
 
 
@@ -414,13 +429,14 @@ def test_logins_and_renewals_at_once_leave_three_at_most(store: Store) -> None:
     def visit(n: int) -> None:
         row = login(f"s{n:03}", at=NOW + n)
         store.put_login(row, unionid=None)
-        if n % 3 == 0:
-            store.replace_logins("wx-a", "oUser", until_us=row.started_at_us, by=row)
+        if n % 3 == 0 and (found := store.logins("wx-a", "oUser", now=NOW)):
+            store.replace_logins(found, by=replace(found[0], sid=f"r{n:03}"))
 
     with ThreadPoolExecutor(THREADS) as threads:
         list(threads.map(visit, range(100)))
+    # A renewal does not count them: the next login does.
+    store.put_login(login("last", at=NOW + 200), unionid=None)
     assert 1 <= len(sids(store)) <= KEPT_LOGINS
-    assert "s099" in sids(store)
 
 
 # ---- values that processes share ----------------------------------------------------------------------

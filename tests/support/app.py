@@ -14,8 +14,9 @@ from flask.testing import FlaskClient
 from authsvc.claims import Policy
 from authsvc.codes import Codes
 from authsvc.errors import SessionKeyGone
+from authsvc.failures import Failures
 from authsvc.http.app import create_app
-from authsvc.http.services import AccessLog, Services
+from authsvc.http.services import AccessLog, Services, UsersAtWork
 from authsvc.keyring import Keyring
 from authsvc.login import LoggedIn, Login, TokenTerms
 from authsvc.session import Session
@@ -103,6 +104,7 @@ class FakeService:
     with_unionid: bool = False
     access_log: AccessLog = "all"
     places: int = 4
+    call_places: int = 2
     work_places: int = 2
     service_tokens: tuple[str, ...] = (SERVICE_TOKEN,)
     trusted_proxies: int = 0
@@ -128,6 +130,7 @@ class FakeService:
             store=self.store,
             keys=lambda: self.ring,
             decrypt_window_s=600,
+            failures=Failures(monotonic=self.clock.monotonic),
             clock=self.clock,
             random_bytes=os.urandom,
         )
@@ -140,6 +143,8 @@ class FakeService:
             store=self.store,
             wechat=self.wechat,
             places=BoundedSemaphore(self.places),
+            call_places=BoundedSemaphore(self.call_places),
+            users_at_work=UsersAtWork(),
             work_places=BoundedSemaphore(self.work_places),
             service_token_digests=tuple(hashlib.sha256(text.encode()).digest() for text in self.service_tokens),
             trusted_proxies=self.trusted_proxies,

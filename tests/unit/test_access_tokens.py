@@ -23,7 +23,7 @@ class Share:
 
     tokens: dict[str, LivingToken] = field(default_factory=dict)
     claimed: bool = False
-    is_broken: bool = False  # it keeps nothing
+    is_broken: bool = False  # it keeps nothing new
     claims: list[int] = field(default_factory=list)
     ended: int = 0
 
@@ -33,10 +33,6 @@ class Share:
     def put(self, appid: str, token: LivingToken) -> None:
         if not self.is_broken:
             self.tokens[appid] = token
-
-    def drop(self, appid: str, token: LivingToken) -> None:
-        if self.tokens.get(appid) == token:
-            del self.tokens[appid]
 
     def claim(self, appid: str, *, for_s: int) -> Callable[[], None] | None:
         if self.claimed:
@@ -56,13 +52,16 @@ class Source:
     failure: Exception | None = None
     meanwhile: Callable[[], object] = lambda: None
     asked: list[str] = field(default_factory=list)
+    always: str | None = None  # the same text at every call
+    ends_at: list[float | None] = field(default_factory=list)
 
     def stable_access_token(self, app: App, *, ends_at: float | None = None) -> AccessToken:
         self.asked.append(app.appid)
+        self.ends_at.append(ends_at)
         self.meanwhile()
         if self.failure is not None:
             raise self.failure
-        return AccessToken(f"token-{len(self.asked)}-of-{app.appid}", self.life_s)
+        return AccessToken(self.always or f"token-{len(self.asked)}-of-{app.appid}", self.life_s)
 
 
 @dataclass
@@ -278,6 +277,73 @@ def test_threads_that_meet_the_same_refusal_one_after_the_other_fetch_once(is_br
     process.tokens.use(APP, call)
     assert seen == [old, old, "token-2-of-wx1", "token-2-of-wx1"]
     assert process.source.asked == ["wx1", "wx1"]
+
+
+def test_a_refused_token_is_not_taken_from_a_share_that_cannot_change() -> None:
+    process = Process(Share(tokens={"wx1": LivingToken("dead", NOW + 7200)}, is_broken=True))
+    assert process.use_up_to(1) == ["dead", "token-1-of-wx1"]
+    assert process.token() == "token-1-of-wx1"
+    # Also under another end than ours.
+    process = Process(Share(tokens={"wx1": LivingToken("dead", NOW + 7200)}, is_broken=True))
+    process.token()
+    process.share.tokens["wx1"] = LivingToken("dead", NOW + 7100)
+    assert process.use_up_to(1) == ["dead", "token-1-of-wx1"]
+
+
+def test_a_token_that_wechat_gives_and_does_not_take_is_asked_for_again_only_after_a_while(process: Process) -> None:
+    process.source.always = "the same"
+    for refusals in (1, 2):
+        assert process.use_up_to(1) == ["the same", "the same"], "the call is made once more all the same"
+        assert len(process.source.asked) == 1 + refusals, "it was taken in between"
+    for _ in range(3):
+        with pytest.raises(AccessTokenRejected):
+            process.use_up_to(2)
+    assert len(process.source.asked) == 4
+    process.clock.at += 5
+    with pytest.raises(AccessTokenRejected):
+        process.use_up_to(2)
+    assert len(process.source.asked) == 5
+
+
+def test_a_failed_fetch_is_the_answer_to_all_who_wait_for_it() -> None:
+    process = Process()
+    began, may_end = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        began.set()
+        assert may_end.wait(10)
+
+    process.source.meanwhile, process.source.failure = hang, WeChatTimeout("x")
+    with ThreadPoolExecutor(8) as pool:
+        waiting = [pool.submit(process.token) for _ in range(8)]
+        assert began.wait(10)
+        may_end.set()
+        errors = [future.exception(10) for future in waiting]
+    assert all(isinstance(error, WeChatTimeout) for error in errors)
+    assert len({id(error) for error in errors}) == 8
+    assert len(process.source.asked) in range(1, 3), "one may have come when it was over"
+
+
+def test_while_one_goes_to_see_whether_there_is_a_token_again_nobody_waits_for_it(process: Process) -> None:
+    process.source.failure = WeChatTimeout("x")
+    with pytest.raises(WeChatTimeout):
+        process.token()
+    others: list[BaseException | None] = []
+    process.source.meanwhile = lambda: others.append(ThreadPoolExecutor(1).submit(process.token).exception(3))
+    process.source.failure = None
+    assert process.token() == "token-2-of-wx1"
+    assert [type(error) for error in others] == [WeChatTimeout]
+
+
+def test_a_renewal_leaves_the_call_two_thirds_of_its_time_and_is_not_tried_by_every_call(process: Process) -> None:
+    process.token()
+    process.clock.at += 7000
+    process.source.failure = WeChatTimeout("x")
+    assert [process.token() for _ in range(3)] == ["token-1-of-wx1"] * 3
+    assert process.source.ends_at == [NOW + TIMEOUT_S, pytest.approx(NOW + 7000 + TIMEOUT_S / 3)]
+    process.clock.at += 5
+    process.token()
+    assert len(process.source.asked) == 3
 
 
 def test_another_error_of_the_call_leaves_the_token_alone(process: Process) -> None:

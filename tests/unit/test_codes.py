@@ -95,10 +95,11 @@ def test_a_failure_is_shared_too_and_the_code_is_free_again() -> None:
     def tap(pool: ThreadPoolExecutor) -> None:
         others.append(pool.submit(codes.once, CODE, PHONE, _never))
 
-    with pytest.raises(WeChatBusy):
+    with pytest.raises(WeChatBusy) as first:
         _while(exchange, codes, tap)
     with pytest.raises(WeChatBusy):
         others[0].result(10)
+    assert others[0].exception() is not first.value, "one object in two threads would gather the tracebacks of both"
     assert codes.once(CODE, THIEF, lambda: "token") == "token"
 
 

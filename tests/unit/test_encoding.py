@@ -51,6 +51,8 @@ def test_base64_takes_no_other_spelling(text: str) -> None:
         b'{"a": {"b": 1, "b": 2}}',
         b'{"a": [{"b": 1, "b": 2}]}',
         b'{"a": NaN}',
+        b'{"a": 1e999}',
+        b'{"a": [-1E400]}',
         b'{"a": -Infinity}',
         b'{"a": "\\ud800"}',
         b'{"\\udfff": 1}',

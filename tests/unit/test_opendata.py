@@ -123,9 +123,14 @@ def test_data_of_any_kind_come_out_as_they_went_in(members: dict[str, Any]) -> N
     assert _decrypt(_open_data(members | {"watermark": WATERMARK})) == members | {"watermark": WATERMARK}
 
 
-def test_a_raw_control_character_in_a_nickname_is_taken() -> None:
-    text = b'{"nickName": "a\x01\tb", "watermark": %s}' % json.dumps(WATERMARK).encode()
-    assert _decrypt(_encrypt(_padded(text)))["nickName"] == "a\x01\tb"
+def test_a_raw_control_character_is_no_json() -> None:
+    # A block of noise has them; RFC 8259, 7, wants a backslash.
+    text = b'{"nickName": "a%sb", "watermark": %s}'
+    watermark = json.dumps(WATERMARK).encode()
+    assert _decrypt(_encrypt(_padded(text % (b"\\t", watermark))))["nickName"] == "a\tb"
+    for raw in (b"\t", b"\x01"):
+        with pytest.raises(DecryptFailed):
+            _decrypt(_encrypt(_padded(text % (raw, watermark))))
 
 
 @pytest.mark.parametrize(

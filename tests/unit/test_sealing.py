@@ -7,8 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from authsvc.errors import SealBroken
+from authsvc.errors import KeysError, SealBroken
 from authsvc.sealing import Place, SealingKey, open_sealed, seal, sealing_key_id
+from tests.support.clock import NOW
+from tests.support.keys import keyring
 
 KEY = SealingKey("5ea15ea1", b"k" * 32)
 PLACE = Place("logins", "wx1", "o1", "sid1", 1_800_000_000)
@@ -67,3 +69,14 @@ def test_another_key_does_not_open_even_under_the_same_id() -> None:
     for key in (SealingKey("5ea15ea1", b"x" * 32), SealingKey("5ea15ea2", KEY.key)):
         with pytest.raises(SealBroken):
             open_sealed(_sealed(), key, PLACE)
+
+
+def test_without_the_secret_of_a_key_that_is_active_nothing_is_sealed_or_opened() -> None:
+    # Loaded when the key had ended, and a clock was set back.
+    ring = keyring()
+    bare = replace(ring, secret_keys={})
+    with pytest.raises(KeysError, match="clock"):
+        bare.sealing_key(now=NOW)
+    with pytest.raises(SealBroken):
+        bare.opening_key("5ea15ea1", now=NOW)
+    assert ring.opening_key("5ea15ea1", now=NOW).id == "5ea15ea1"

@@ -64,19 +64,8 @@ def test_under_a_key_that_is_gone_there_is_none_and_another_one_can_be_put() -> 
     other = replace(ring, secret_keys={**ring.secret_keys, "5ea15ea1": b"x" * 32})
     _share(store, ring=other).put("wx1", TOKEN)
     assert _share(store).token("wx1") is None
-    _share(store).drop("wx1", TOKEN)
     _share(store).put("wx1", TOKEN)
     assert _share(store).token("wx1") == TOKEN
-
-
-def test_only_the_token_that_failed_is_dropped() -> None:
-    store = MemoryStore()
-    share = _share(store)
-    share.put("wx1", TOKEN)
-    share.drop("wx1", LivingToken("an older one", NOW + 100))
-    assert share.token("wx1") == TOKEN
-    share.drop("wx1", TOKEN)
-    assert share.token("wx1") is None
 
 
 def test_one_at_a_time_may_claim_the_fetch_of_an_app() -> None:
@@ -119,7 +108,6 @@ def test_without_the_store_there_is_no_token_and_everybody_may_fetch() -> None:
     share = _share(_Down())
     share.put("wx1", TOKEN)
     assert share.token("wx1") is None
-    share.drop("wx1", TOKEN)
     end = share.claim("wx1", for_s=7)
     assert end is not None
     end()
@@ -133,6 +121,29 @@ def test_without_the_store_there_is_no_token_and_everybody_may_fetch() -> None:
 class _DownAfterClaim(MemoryStore):
     def unshare(self, value: SharedValue) -> None:
         raise StoreUnavailable("gone")
+
+
+def test_a_store_that_is_down_is_asked_again_after_half_a_minute() -> None:
+    store, clock = _Sometimes(), FakeClock()
+    share = _share(store, clock)
+    for _ in range(3):
+        share.put("wx1", TOKEN)
+    assert store.asked == 1
+    clock.at += 30
+    share.put("wx1", TOKEN)
+    assert share.token("wx1") == TOKEN
+
+
+class _Sometimes(MemoryStore):
+    """Down for the first question."""
+
+    asked = 0
+
+    def share(self, value: SharedValue) -> None:
+        self.asked += 1
+        if self.asked == 1:
+            raise StoreUnavailable("gone")
+        super().share(value)
 
 
 def test_without_an_active_key_nothing_is_kept() -> None:

@@ -598,9 +598,10 @@ def test_stable_token_over_its_minute_quota_is_busy_and_not_the_users_fault() ->
         _token()
 
 
+@pytest.mark.parametrize("errcode", [40125, 40001])
 @responses.activate
-def test_while_a_secret_is_being_reset_an_access_token_is_had_with_the_other_one() -> None:
-    responses.post(STABLE_TOKEN, json={"errcode": 40125, "errmsg": "invalid appsecret"})
+def test_while_a_secret_is_being_reset_an_access_token_is_had_with_the_other_one(errcode: int) -> None:
+    responses.post(STABLE_TOKEN, json={"errcode": errcode, "errmsg": "invalid credential"})
     call = responses.post(STABLE_TOKEN, json={"access_token": "abc", "expires_in": 7200})
     _client().stable_access_token(App(APP.appid, ("old", "new")))
     assert [json.loads(c.request.body or b"")["secret"] for c in call.calls] == ["new"]
@@ -622,6 +623,18 @@ def test_a_deadline_of_the_caller_bounds_the_call() -> None:
     with pytest.raises(WeChatTimeout):
         _client(time).check_session_key(ACCESS_TOKEN, OPENID, SESSION_KEY, ends_at=time.at)
     assert len(responses.calls) == 0
+
+
+@responses.activate
+def test_a_call_that_there_was_no_time_for_says_nothing_of_wechat() -> None:
+    responses.get(CHECK, json={"errcode": 0, "errmsg": "ok"})
+    time = _Time()
+    client = _client(time)
+    for _ in range(20):
+        with pytest.raises(WeChatTimeout):
+            client.check_session_key(ACCESS_TOKEN, OPENID, SESSION_KEY, ends_at=time.at)
+        time.at += 2
+    assert client.check_session_key(ACCESS_TOKEN, OPENID, SESSION_KEY) is True
 
 
 @responses.activate
