@@ -16,6 +16,8 @@ from typing import Any, Final
 
 import requests
 
+from tests.support.commands import run_command
+
 START_WITHIN_S: Final = 30
 STOP_WITHIN_S: Final = 20
 
@@ -44,15 +46,7 @@ def authsvc(*args: str, cwd: Path, **settings: str) -> subprocess.CompletedProce
     """Run a command to its end. One that serves has a port of its own, unless it is given one."""
     if args[0] == "serve":
         settings = {"PORT": str(free_port())} | settings
-    return subprocess.run(
-        [sys.executable, "-m", "authsvc", *args],
-        cwd=cwd,
-        env=clean_environment(**settings),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    return run_command(args, cwd=cwd, environment=clean_environment(**settings), timeout_s=60)
 
 
 @dataclass
