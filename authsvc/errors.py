@@ -99,15 +99,20 @@ class StoreUnavailable(AuthsvcError):
 class WeChatError(AuthsvcError):
     """WeChat refused, or its answer cannot be used; this class itself is for an errcode we do not map.
 
-    `errcode` is WeChat's own number, `rid` its request id (their support asks for it).
+    `errcode` is WeChat's own number, `rid` its request id (their support asks for it), `seen_address` that of this
+    server, as WeChat sees it and misses it in the allow list; `call` is the last part of the path that was asked.
     """
 
     code = "wechat_error"
 
-    def __init__(self, message: str, *, errcode: int | None = None, rid: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, errcode: int | None = None, rid: str | None = None, seen_address: str | None = None
+    ) -> None:
         super().__init__(message)
         self.errcode = errcode
         self.rid = rid
+        self.seen_address = seen_address
+        self.call: str | None = None
 
 
 class CodeInvalid(WeChatError):

@@ -103,12 +103,14 @@ class Login:
             if caller.appid in (None, app.appid):
                 raise
             mend = "send it as `appid`" if caller.appid in self._apps else "one of the two is configured wrongly"
-            raise CodeInvalid(
+            other = CodeInvalid(
                 f"the code comes from the mini-program {caller.appid} (by its Referer), and WeChat was asked for "
                 f"{app.appid}: {mend}",
                 errcode=error.errcode,
                 rid=error.rid,
-            ) from None
+            )
+            other.call = error.call
+            raise other from None
 
     def _exchange(self, app: App, code: str, known_as: LoginCode, *, started_at_us: int) -> LoggedIn:
         try:

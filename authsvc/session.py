@@ -22,7 +22,7 @@ from authsvc.failures import Failures
 from authsvc.keyring import Keyring
 from authsvc.sessionkeys import kept_session_key, sealed_login
 from authsvc.store import STATE_ACTIVE, LoginRow, Store
-from authsvc.wechat import App, PhoneNumber, WeChatSession, decrypt, sign, verify_signature
+from authsvc.wechat import OTHER_KEY, App, PhoneNumber, WeChatSession, decrypt, sign, verify_signature
 
 _Found = TypeVar("_Found")
 
@@ -81,7 +81,7 @@ class Session:
 
     def decrypt(self, claims: Claims, encrypted_data: str, iv: str) -> dict[str, Any]:
         """The open data of the user. Raises: DecryptFailed; TooManyFailures."""
-        reasons: dict[str, None] = {}
+        reason = OTHER_KEY
         now = self._clock.now()
         self._failures.check(claims.appid, claims.openid)
         for _row, session_key in self._own_first(claims):
@@ -96,9 +96,10 @@ class Session:
                     window_s=self._decrypt_window_s,
                 )
             except DecryptFailed as error:
-                reasons[str(error)] = None
+                # What a key that fits says is worth more than that the others do not.
+                reason = str(error) if reason == OTHER_KEY else reason
         self._failures.note(claims.appid, claims.openid)
-        raise DecryptFailed("; ".join(reasons))
+        raise DecryptFailed(reason)
 
     def verify(self, claims: Claims, raw_data: str, signature: str) -> bool:
         """Whether WeChat gave this rawData with this signature to the user."""

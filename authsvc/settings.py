@@ -77,7 +77,7 @@ class Environment(BaseModel):
 
     STORE: str | None = Field(default=None, repr=False)
     SESSION_KEY_TTL: Annotated[int, Field(ge=60, le=2_592_000)] = 259_200
-    DECRYPT_WINDOW: Seconds = 600
+    DECRYPT_WINDOW: Annotated[int, Field(ge=1, le=86_400)] = 600
 
     HOST: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     PORT: Annotated[int, Field(ge=1, le=65_535)] = 3_000
@@ -413,6 +413,10 @@ class _Loader:
             return None
         if url.startswith("http:") and not _is_loopback(host):
             self._problem(name, "is plain http to another host: the app secret would travel in clear")
+        elif _is_loopback(host):
+            self._warnings.append(
+                f"{PREFIX}{name} is {url}: whoever answers there says who logs in; that is for trying things out"
+            )
         return url.rstrip("/")
 
     def _url_host(self, name: str, url: str) -> str | None:

@@ -46,7 +46,7 @@ PROBLEMS: Final[dict[str, Problem]] = {
     # The limit counts by minute: WeChat's 100 exchanges a user.
     "rate_limited": Problem(429, "Too many requests of this user", retry_after_s=60),
     "internal_error": Problem(500, "The service failed", tells_detail=False),
-    "wechat_config": Problem(502, "The service is not set up rightly at WeChat"),
+    "wechat_config": Problem(502, "The service is not set up rightly at WeChat", tells_detail=False),
     "wechat_bad_reply": Problem(502, "WeChat's answer could not be used"),
     "wechat_error": Problem(502, "WeChat answered with an error"),
     "wechat_busy": Problem(503, "WeChat is busy", retry_after_s=5),
@@ -98,7 +98,8 @@ def _authsvc_error(error: AuthsvcError) -> Response:
     members: dict[str, object] = {}
     note(problem=str(error))
     if isinstance(error, WeChatError):
-        note(wechat_errcode=error.errcode, wechat_rid=error.rid)
+        note(wechat_call=error.call, wechat_errcode=error.errcode, wechat_rid=error.rid)
+        note(wechat_saw_address=error.seen_address)
         if error.errcode is not None:
             members["wechat_errcode"] = error.errcode
     reply = problem_reply(error.code, detail=str(error), **members)

@@ -30,7 +30,7 @@ def check_phone_number(number: str) -> None:
 def phone_info(number: str, appid: str, now: int) -> dict[str, object]:
     """The member of that name, given to this app at this Unix second."""
     return {
-        "phoneNumber": f"+{_COUNTRY_CODE} {number}",
+        "phoneNumber": number,
         "purePhoneNumber": number,
         "countryCode": _COUNTRY_CODE,
         "watermark": {"timestamp": now, "appid": appid},

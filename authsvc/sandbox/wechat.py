@@ -155,7 +155,9 @@ class SandboxWeChat:
             unionid = known.unionid if known else None
         index = 0 if which == "current" else 1
         if index >= len(keys):
-            raise BadRequest("the user has no such session_key; a code for them makes one")
+            raise BadRequest(
+                "the user has no session_key yet, or only one: mint a code, with another device or new_session_key"
+            )
         watermark = {"timestamp": math.floor(self._clock.now() - age_s), "appid": appid}
         members = open_data.profile(user, openid, unionid) if data is None else data
         return open_data.sealed(

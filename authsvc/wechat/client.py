@@ -5,7 +5,9 @@ https://developers.weixin.qq.com/miniprogram/dev/server/API/
 
 from __future__ import annotations
 
+import logging
 import random
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -60,13 +62,21 @@ _PHONE_NUMBER: Final = "/wxa/business/getuserphonenumber"
 
 _Found = TypeVar("_Found")
 
+_log = logging.getLogger("authsvc.wechat")
+
 
 @dataclass(frozen=True, slots=True)
 class App:
-    """A mini-program. Two secrets while one is being reset at WeChat; the first is tried first."""
+    """A mini-program. Two secrets while one is being reset at WeChat: the one that worked last is tried first."""
 
     appid: str
     secrets: tuple[str, ...] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        # A plain text would be taken for a row of secrets of one character each.
+        secrets: object = self.secrets
+        if isinstance(secrets, str) or not secrets:
+            raise TypeError("secrets is a tuple of texts, and not empty")
 
 
 def check_code(code: str) -> None:
@@ -111,10 +121,12 @@ class WeChatClient:
         self._jitter = jitter
         # One for each path: what is wrong with the calls that need an access_token must not stop a login.
         self._breakers = {
-            path: Breaker(down_for_s=2 * timeout_s, monotonic=monotonic)
+            path: Breaker(_name(path), down_for_s=2 * timeout_s, monotonic=monotonic)
             for path in (_CODE2SESSION, _STABLE_TOKEN, _CHECK_SESSION, _RESET_SESSION_KEY, _PHONE_NUMBER)
         }
         self._health = "untried"
+        self._works_second: set[str] = set()  # appids whose first secret WeChat does not take
+        self._lock = threading.Lock()
 
     @property
     def health(self) -> str:
@@ -134,7 +146,7 @@ class WeChatClient:
             return Call(url, query)
 
         try:
-            who = self._ask(_CODE2SESSION, app.secrets, call, read_session, ends_at=ends_at)
+            who = self._ask_as(app, _CODE2SESSION, call, read_session, ends_at=ends_at)
         except (CodeInvalid, CodeUsed, UserBlocked, WeChatRateLimited):
             self._health = "ok"  # an answer about the user is an answer
             raise
@@ -157,11 +169,11 @@ class WeChatClient:
             return Call(url, members=members)
 
         try:
-            return self._ask(_STABLE_TOKEN, app.secrets, call, read_access_token, ends_at=ends_at)
+            return self._ask_as(app, _STABLE_TOKEN, call, read_access_token, ends_at=ends_at)
         except AccessTokenRejected as error:
-            raise WeChatMisconfigured("WeChat does not accept the app secret", errcode=error.errcode) from None
+            raise _as(WeChatMisconfigured("WeChat does not accept the app secret"), error) from None
         except WeChatRateLimited as error:
-            raise WeChatBusy("the app asks for access tokens too often", errcode=error.errcode, rid=error.rid) from None
+            raise _as(WeChatBusy("the app asks for access tokens too often"), error) from None
 
     def check_session_key(
         self, access_token: str, openid: str, session_key: str, *, ends_at: float | None = None
@@ -211,12 +223,41 @@ class WeChatClient:
         try:
             return self._ask_with(_PHONE_NUMBER, access_token, {}, read, members=members, ends_at=ends_at)
         except (CodeInvalid, CodeUsed) as error:
-            raise PhoneCodeInvalid(
-                "the code is expired, used, another user's, or a code of wx.login; it is the one of the phone number "
-                "button that is wanted",
-                errcode=error.errcode,
-                rid=error.rid,
-            ) from None
+            meaning = "the code is expired, used, another user's, or one of wx.login and not of the phone number button"
+            raise _as(PhoneCodeInvalid(meaning), error) from None
+
+    def _ask_as(
+        self,
+        app: App,
+        path: str,
+        call: Callable[[str, str], Call],
+        read: Callable[[Mapping[str, Any]], _Found],
+        *,
+        ends_at: float | None,
+    ) -> _Found:
+        """With the secrets of an app, the one first that worked last: a login has no call to spare for the other."""
+        second_first = app.appid in self._works_second and len(app.secrets) > 1
+        secrets = app.secrets[::-1] if second_first else app.secrets
+        used = []
+
+        def noted(url: str, secret: str) -> Call:
+            used.append(secret)
+            return call(url, secret)
+
+        found = self._ask(path, secrets, noted, read, ends_at=ends_at)
+        if used[-1] != secrets[0]:
+            self._note_other_secret(app, is_second=not second_first)
+        return found
+
+    def _note_other_secret(self, app: App, *, is_second: bool) -> None:
+        with self._lock:
+            if (app.appid in self._works_second) is is_second:
+                return
+            (self._works_second.add if is_second else self._works_second.discard)(app.appid)
+        works, refused = ("second", "first") if is_second else ("first", "second")
+        _log.warning(
+            "of the two secrets of %s WeChat does not take the %s any more; the %s works", app.appid, refused, works
+        )
 
     def _ask_with(
         self,
@@ -243,6 +284,21 @@ class WeChatClient:
         ends_at: float | None,
     ) -> _Found:
         ends_at = self._monotonic() + self._timeout_s if ends_at is None else ends_at
+        try:
+            return self._asked(path, credentials, call, read, ends_at=ends_at)
+        except WeChatError as error:
+            error.call = _name(path)
+            raise
+
+    def _asked(
+        self,
+        path: str,
+        credentials: tuple[str, ...],
+        call: Callable[[str, str], Call],
+        read: Callable[[Mapping[str, Any]], _Found],
+        *,
+        ends_at: float,
+    ) -> _Found:
         if ends_at <= self._monotonic():
             # Before the breaker: WeChat was not asked.
             raise WeChatTimeout("there was no time left to ask WeChat")
@@ -296,6 +352,22 @@ class WeChatClient:
 
 class _NoConnection(WeChatTimeout):
     """The request was never sent."""
+
+
+def _name(path: str) -> str:
+    """As logs have it: the last part of the path."""
+    return path.rsplit("/", 1)[1]
+
+
+def _as(other: WeChatError, error: WeChatError) -> WeChatError:
+    """The other error, with what WeChat said."""
+    other.errcode, other.rid, other.call, other.seen_address = (
+        error.errcode,
+        error.rid,
+        error.call,
+        error.seen_address,
+    )
+    return other
 
 
 def _signed(openid: str, session_key: str) -> dict[str, str]:

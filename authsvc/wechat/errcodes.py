@@ -6,6 +6,7 @@ first of all, and WeChat's table of global return codes.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from typing import Final
 
@@ -26,11 +27,15 @@ from authsvc.errors import (
 def error_of(errcode: int, errmsg: object) -> WeChatError:
     """The error that an errcode other than 0 stands for; WeChatError itself for one that we do not know."""
     error_class, meaning = _MEANINGS.get(errcode, (WeChatError, "WeChat answered with an error"))
-    return error_class(meaning, errcode=errcode, rid=_request_id(errmsg))
+    seen_address = _address(errmsg) if errcode == _NOT_ALLOWED else None
+    return error_class(meaning, errcode=errcode, rid=_request_id(errmsg), seen_address=seen_address)
+
+
+_NOT_ALLOWED: Final = 40164
 
 
 _MEANINGS: Final[dict[int, tuple[type[WeChatError], str]]] = {
-    -1: (WeChatBusy, "WeChat is busy; the same code may work in a moment"),
+    -1: (WeChatBusy, "WeChat is busy; the same request may work in a moment"),
     40029: (CodeInvalid, "the code is expired, mistyped, used, or of another appid; call wx.login again"),
     40163: (CodeUsed, "the code has been used; call wx.login again"),
     40226: (UserBlocked, "WeChat has stopped this user's login for security reasons"),
@@ -40,6 +45,7 @@ _MEANINGS: Final[dict[int, tuple[type[WeChatError], str]]] = {
     40125: (WeChatMisconfigured, "WeChat does not accept the app secret"),
     40164: (WeChatMisconfigured, "this server's address is not in the app's allow list at WeChat"),
     40243: (WeChatMisconfigured, "the app secret is frozen at WeChat"),
+    40003: (WeChatError, "WeChat does not know this openid in this app"),
     40001: (AccessTokenRejected, "WeChat does not take the access token"),
     40014: (AccessTokenRejected, "WeChat does not take the access token"),
     42001: (AccessTokenRejected, "the access token has ended"),
@@ -54,6 +60,18 @@ _MEANINGS: Final[dict[int, tuple[type[WeChatError], str]]] = {
 _REQUEST_ID: Final = re.compile(
     r"rid: ([0-9a-f]{8}-[0-9a-f]{8}-[0-9a-f]{8})(?![0-9A-Za-z_-])|req_id: ([0-9A-Za-z_-]{16})(?![0-9A-Za-z_-])"
 )
+
+
+# "invalid ip 8.149.1.108 ipv6 ::ffff:8.149.1.108, not in whitelist"
+_ADDRESS: Final = re.compile(r"invalid ip ([0-9A-Fa-f.:]{2,45})(?![0-9A-Za-z.:])")
+
+
+def _address(errmsg: object) -> str | None:
+    found = _ADDRESS.search(errmsg) if isinstance(errmsg, str) else None
+    try:
+        return str(ipaddress.ip_address(found[1])) if found else None
+    except ValueError:
+        return None
 
 
 def _request_id(errmsg: object) -> str | None:

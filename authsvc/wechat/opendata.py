@@ -21,6 +21,8 @@ MAX_ENCRYPTED_BYTES: Final = 196_608
 
 SIG_METHOD: Final = "hmac_sha256"
 
+OTHER_KEY: Final = "made under another session_key, or changed"
+
 _BLOCK_BYTES: Final = 16
 
 
@@ -48,14 +50,15 @@ def decrypt(
     timestamp = watermark.get("timestamp")
     # bool is an int to isinstance; `"timestamp": true` must not pass as second 1.
     if type(timestamp) is not int or abs(now - timestamp) > window_s:
-        raise DecryptFailed(f"the watermark's timestamp is more than {window_s} s from now")
+        off = f"{timestamp - now:+d} s from now" if type(timestamp) is int else "no number"
+        raise DecryptFailed(f"the watermark's timestamp is {off}, and {window_s} s are allowed")
     if "openId" in data and data["openId"] != openid:
         raise DecryptFailed("the data are another user's")
     return data
 
 
 def verify_signature(raw_data: str, signature: str, session_key: str) -> None:
-    """Whether `signature` is the one that WeChat gives with `rawData`, in constant time.
+    """Return if `signature` is the one that WeChat gives with `rawData`, compared in constant time; raise if it is not.
 
     `raw_data` is the text as the client got it; written anew from the parsed JSON it is another one.
     Raises: SignatureInvalid.
@@ -94,5 +97,5 @@ def _parsed(padded: bytes) -> dict[str, Any]:
     except NotCanonical:
         data = None
     if data is None or not well_padded:
-        raise DecryptFailed("made under another session_key, or changed")
+        raise DecryptFailed(OTHER_KEY)
     return data

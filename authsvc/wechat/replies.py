@@ -44,7 +44,7 @@ class AccessToken:
 class PhoneNumber:
     """A user's phone number. `country_code` is a text, though WeChat writes it as a number too."""
 
-    phone_number: str = field(repr=False)  # with the country code, if it is a foreign one
+    phone_number: str = field(repr=False)  # with the country code in front, if it is a foreign one
     pure_phone_number: str = field(repr=False)
     country_code: str
     timestamp: int  # when the user gave it, Unix seconds

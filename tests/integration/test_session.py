@@ -206,8 +206,8 @@ def test_of_two_processes_with_many_requests_one_fetches_an_access_token(
         with ThreadPoolExecutor(16) as pool:
             assert list(pool.map(check, range(16))) == [{"valid": True}] * 16
         it.fault(None)
-        # The second app's first secret is refused once.
-        assert it.upstream()["stable_token"] - before == (1 if appid == APPID else 2)
+        # The second app's first secret is refused once, by a process that does not know it yet.
+        assert it.upstream()["stable_token"] - before in ((1,) if appid == APPID else (1, 2))
         files = b"".join(path.read_bytes() for path in tmp_path.glob("authsvc.db*"))
         assert f"access_token {appid}".encode() in files, "it is shared through the store"
 

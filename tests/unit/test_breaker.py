@@ -22,7 +22,7 @@ class Calls:
     breaker: Breaker = field(init=False)
 
     def __post_init__(self) -> None:
-        self.breaker = Breaker(down_for_s=DOWN_FOR_S, monotonic=lambda: self.at)
+        self.breaker = Breaker("jscode2session", down_for_s=DOWN_FOR_S, monotonic=lambda: self.at)
 
     def call(self, outcome: Exception | None = None, *, took_s: float = 0.0) -> None:
         """Raises what the caller would see."""
@@ -60,6 +60,20 @@ def _open(calls: Calls) -> None:
 def test_it_opens_after_five_failures_and_ten_seconds_without_an_answer(calls: Calls) -> None:
     _open(calls)
     assert calls.refuses()
+
+
+def test_that_it_opens_and_closes_is_said_once_with_the_cause(calls: Calls, caplog: pytest.LogCaptureFixture) -> None:
+    _open(calls)
+    with pytest.raises(WeChatBusy, match="silence"):
+        calls.call()
+    calls.at += OPEN_S
+    for _ in range(3):
+        calls.call()
+    said = [record.getMessage() for record in caplog.records if record.name == "authsvc.wechat"]
+    assert said == [
+        "WeChat is down: jscode2session failed 5 times in a row, the last time: silence",
+        "WeChat is back: jscode2session was answered",
+    ]
 
 
 def test_four_failures_however_long_are_no_outage(calls: Calls) -> None:

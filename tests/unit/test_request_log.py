@@ -13,7 +13,9 @@ import structlog
 
 from authsvc import errors
 from authsvc.telemetry import configure_logging
+from tests.contract.test_http_session import OLD_KEY, ask, open_data, service_with_logins
 from tests.support.app import APPID, FakeService
+from tests.support.clock import NOW
 
 CODE = "0712cDoV0cfty22AeloV0daMoV02cDog"
 
@@ -63,7 +65,8 @@ def test_a_login_is_one_line_with_app_outcome_and_a_stand_in_for_the_user(log: i
 
 def test_a_refused_login_says_wechats_errcode_and_rid(log: io.StringIO) -> None:
     service = FakeService()
-    service.wechat.answer = errors.CodeUsed("used", errcode=40163, rid="652d44d0-1d0af18b-5b069232")
+    service.wechat.answer = error = errors.CodeUsed("used", errcode=40163, rid="652d44d0-1d0af18b-5b069232")
+    error.call = "jscode2session"
     service.client().post("/login", json={"code": CODE})
     (line,) = _requests(log)
     assert (
@@ -73,6 +76,7 @@ def test_a_refused_login_says_wechats_errcode_and_rid(log: io.StringIO) -> None:
             "outcome": "code_used",
             "appid": APPID,
             "wechat_errcode": 40163,
+            "wechat_call": "jscode2session",
             "wechat_rid": "652d44d0-1d0af18b-5b069232",
         }.items()
     )
@@ -87,6 +91,16 @@ def test_a_failure_says_its_problem_in_a_warning_whatever_the_operator_chose(log
     (line,) = _requests(log)
     assert (line["level"], line["outcome"], line["appid"]) == ("warning", "wechat_config", APPID)
     assert line["problem"] == "WeChat does not accept the app secret"
+
+
+def test_of_data_that_do_not_open_the_log_says_why_and_the_reply_does_not(log: io.StringIO) -> None:
+    service = service_with_logins()
+    stale = open_data(OLD_KEY, watermark={"appid": APPID, "timestamp": NOW - 3600})
+    reply = ask(service, "decrypt", stale)
+    assert "3600" not in reply.text
+    (line,) = _requests(log)
+    assert (line["outcome"], line["path"]) == ("decrypt_failed", "/session/decrypt")
+    assert line["problem"] == "the watermark's timestamp is -3600 s from now, and 600 s are allowed"
 
 
 @pytest.mark.parametrize("path", ["/checklogin/TOKENMARKER", "/TOKENMARKER", "/login/TOKENMARKER"])

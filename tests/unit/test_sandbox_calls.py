@@ -347,7 +347,7 @@ def test_a_phone_code_gives_the_number_with_a_watermark_of_now(model: SandboxWeC
         "errcode": 0,
         "errmsg": "ok",
         "phone_info": {
-            "phoneNumber": "+86 13800138000",
+            "phoneNumber": "13800138000",
             "purePhoneNumber": "13800138000",
             "countryCode": 86,
             "watermark": {"timestamp": NOW + 10, "appid": APPID},

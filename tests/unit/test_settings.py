@@ -251,6 +251,18 @@ def test_a_setting_without_effect_is_said(name: str) -> None:
     )
 
 
+def test_a_wechat_on_this_machine_is_said_loudly() -> None:
+    assert any(
+        "WECHAT_URL" in warning for warning in _load(REAL | {"AUTHSVC_WECHAT_URL": "http://127.0.0.1:1"}).warnings
+    )
+    assert not any("WECHAT_URL" in warning for warning in _load(REAL).warnings)
+
+
+def test_a_window_of_more_than_a_day_is_refused() -> None:
+    assert "DECRYPT_WINDOW" in _problems(REAL | {"AUTHSVC_DECRYPT_WINDOW": "86401"})
+    assert _load(REAL | {"AUTHSVC_DECRYPT_WINDOW": "86400"}).decrypt_window_s == 86_400
+
+
 @pytest.mark.parametrize(
     ("given", "tokens"),
     [

@@ -301,6 +301,75 @@ def test_while_a_secret_is_being_reset_the_other_one_is_tried_once() -> None:
     assert _client().code2session(app, CODE).openid == GOOD["openid"]
 
 
+def _answers_by_secret(good: str) -> None:
+    """WeChat that takes one secret, and no other."""
+
+    def answer(request: requests.PreparedRequest) -> tuple[int, dict[str, str], str]:
+        secret = dict(request.params)["secret"]  # type: ignore[attr-defined]
+        return 200, {}, json.dumps(GOOD if secret == good else {"errcode": 40125, "errmsg": "invalid appsecret"})
+
+    responses.add_callback("GET", URL + PATH, answer)
+
+
+@responses.activate
+def test_the_secret_that_worked_last_is_tried_first_and_a_change_is_said_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    client, app = _client(), App(APP.appid, ("FIRSTMARKER", "SECONDMARKER"))
+    _answers_by_secret("SECONDMARKER")
+    for calls in (2, 3, 4):
+        client.code2session(app, CODE)
+        assert len(responses.calls) == calls
+    responses.reset()
+    _answers_by_secret("FIRSTMARKER")
+    for calls in (2, 3):
+        client.code2session(app, CODE)
+        assert len(responses.calls) == calls
+    said = [record.getMessage() for record in caplog.records if record.name == "authsvc.wechat"]
+    assert ["the second works" in line for line in said] == [True, False]
+    assert "MARKER" not in "".join(said)
+
+
+@responses.activate
+def test_when_the_second_secret_is_the_good_one_a_busy_wechat_does_not_cost_the_login() -> None:
+    client, app = _client(), App(APP.appid, ("first", "second"))
+    _answers_by_secret("second")
+    client.code2session(app, CODE)
+    responses.reset()
+    responses.get(URL + PATH, json={"errcode": -1})
+    _answers_by_secret("second")
+    assert client.code2session(app, CODE).openid == GOOD["openid"]
+
+
+@pytest.mark.parametrize("secrets", ["a plain text", ()])
+def test_secrets_are_a_row_of_texts(secrets: Any) -> None:
+    with pytest.raises(TypeError):
+        App("wx1", secrets)
+
+
+@pytest.mark.parametrize(
+    ("errmsg", "address"),
+    [
+        (
+            "invalid ip 8.149.1.108 ipv6 ::ffff:8.149.1.108, not in whitelist rid: 00000000-ffffffff-00000000",
+            "8.149.1.108",
+        ),
+        ("invalid ip 2001:db8::1, not in whitelist", "2001:db8::1"),
+        ("invalid ip 999.1.1.1 ipv6 x", None),
+        ("invalid ip 8.149.1.108SECRET", None),
+        ("not in whitelist", None),
+        (None, None),
+    ],
+)
+@responses.activate
+def test_the_address_that_is_not_allowed_is_kept_for_the_operator(errmsg: object, address: str | None) -> None:
+    responses.get(URL + PATH, json={"errcode": 40164, "errmsg": errmsg})
+    with pytest.raises(WeChatMisconfigured) as refused:
+        _client().code2session(APP, CODE)
+    assert refused.value.seen_address == address
+    assert refused.value.call == "jscode2session"
+
+
 @responses.activate
 def test_a_wrong_secret_is_not_tried_twice() -> None:
     responses.get(URL + PATH, json={"errcode": 40125, "errmsg": "invalid appsecret"})
