@@ -106,6 +106,7 @@ class FakeService:
     places: int = 4
     call_places: int = 2
     work_places: int = 2
+    users_at_work: UsersAtWork = field(default_factory=UsersAtWork)
     service_tokens: tuple[str, ...] = (SERVICE_TOKEN,)
     trusted_proxies: int = 0
     keys_are_current: bool = True
@@ -144,7 +145,7 @@ class FakeService:
             wechat=self.wechat,
             places=BoundedSemaphore(self.places),
             call_places=BoundedSemaphore(self.call_places),
-            users_at_work=UsersAtWork(),
+            users_at_work=self.users_at_work,
             work_places=BoundedSemaphore(self.work_places),
             service_token_digests=tuple(hashlib.sha256(text.encode()).digest() for text in self.service_tokens),
             trusted_proxies=self.trusted_proxies,

@@ -13,7 +13,7 @@ import structlog
 
 from authsvc import errors
 from authsvc.telemetry import configure_logging
-from tests.contract.test_http_session import OLD_KEY, ask, open_data, service_with_logins
+from tests.contract.test_http_session import OLDEST_KEY, ask, open_data, service_with_logins
 from tests.support.app import APPID, FakeService
 from tests.support.clock import NOW
 
@@ -95,7 +95,7 @@ def test_a_failure_says_its_problem_in_a_warning_whatever_the_operator_chose(log
 
 def test_of_data_that_do_not_open_the_log_says_why_and_the_reply_does_not(log: io.StringIO) -> None:
     service = service_with_logins()
-    stale = open_data(OLD_KEY, watermark={"appid": APPID, "timestamp": NOW - 3600})
+    stale = open_data(OLDEST_KEY, watermark={"appid": APPID, "timestamp": NOW - 3600})
     reply = ask(service, "decrypt", stale)
     assert "3600" not in reply.text
     (line,) = _requests(log)
