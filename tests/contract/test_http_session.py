@@ -283,6 +283,13 @@ def test_beyond_its_places_a_request_is_refused_at_once(route: str) -> None:
     is_problem(ask(service, route), 503, "overloaded")
 
 
+@pytest.mark.parametrize("route", ["phone", "check", "reset"])
+def test_calls_that_are_no_logins_have_a_part_of_the_places_and_logins_the_rest(route: str) -> None:
+    service = replace(service_with_logins(), call_places=0)
+    is_problem(ask(service, route), 503, "overloaded")
+    assert service.client().post("/login", json={"code": "any-code"}).status_code == 200
+
+
 @pytest.mark.parametrize("route", ["decrypt", "verify", "sign"])
 def test_requests_that_wait_for_wechat_do_not_stop_those_that_do_not(route: str) -> None:
     assert ask(replace(service_with_logins(), places=0), route).status_code == 200
