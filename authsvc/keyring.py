@@ -81,8 +81,9 @@ class Keyring:
     def opening_key(self, key_id: str, *, now: int) -> SealingKey:
         """The key that an existing row was sealed under. Raises: SealBroken if it is gone or revoked."""
         for record in self.keyset.of(Kind.SEALING):
-            lives = record.state(now=now) in (State.PENDING, State.ACTIVE, State.RETIRING)
-            if record.id == key_id and lives and record.id in self.secret_keys:
+            if record.id != key_id or record.id not in self.secret_keys:
+                continue
+            if record.state(now=now) in (State.PENDING, State.ACTIVE, State.RETIRING):
                 return SealingKey(id=record.id, key=self.secret_keys[record.id])
         raise SealBroken("sealed under a key that is gone")
 

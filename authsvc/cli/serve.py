@@ -125,7 +125,7 @@ def _announce(settings: Settings, said: tuple[str, ...]) -> None:
         )
     store = store_address(settings.store_url).shown
     lines.append(f"keys: {settings.keys.path.absolute()} · store: {store} · issuer: {settings.issuer}")
-    for_services = f"on, {len(settings.service_tokens)} tokens" if settings.service_tokens else "off (SERVICE_TOKENS)"
+    for_services = "on" if settings.service_tokens else "off: AUTHSVC_SERVICE_TOKENS is not set"
     lines.append(f"WeChat: {settings.wechat_url} · /session/sign, check and reset are {for_services}")
     lines.extend(said)
     lines.extend(f"WARNING: {warning}" for warning in settings.warnings)
