@@ -90,6 +90,13 @@ class Keyring:
     def pseudonym(self, appid: str, openid: str) -> str:
         """Sixteen hex digits that stand for a user in logs: the same for the same user, and no way back without
         the index key."""
+        return self._keyed_hash("log", appid, openid)[:16]
+
+    def user_digest(self, appid: str, openid: str) -> str:
+        """32 hex digits (128 bits) that stand for a user in the side store."""
+        return self._keyed_hash("store", appid, openid)[:32]
+
+    def _keyed_hash(self, use: str, appid: str, openid: str) -> str:
         record = next(iter(self.keyset.of(Kind.INDEX)))
-        message = f"log {len(appid)} {appid} {openid}".encode()
-        return hmac.new(self.secret_keys[record.id], message, hashlib.sha256).hexdigest()[:16]
+        message = f"{use} {len(appid)} {appid} {openid}".encode()
+        return hmac.new(self.secret_keys[record.id], message, hashlib.sha256).hexdigest()

@@ -15,6 +15,7 @@ from authsvc.keyring import Keyring
 from authsvc.sessionkeys import sealed_login
 from authsvc.store import Store
 from authsvc.tokens import sign_token
+from authsvc.users import Users
 from authsvc.wechat import App, WeChatSession
 
 _ID_BYTES: Final = 16  # 128 random bits: jti and sid are never guessed and never meet (RFC 7519, 4.1.7)
@@ -65,6 +66,7 @@ class Login:
         apps: Mapping[str, App],
         wechat: CodeExchange,
         store: Store,
+        users: Users,
         keys: Callable[[], Keyring],
         codes: Codes[LoggedIn],
         terms: TokenTerms,
@@ -75,6 +77,7 @@ class Login:
         self._wechat = wechat
         self._codes = codes
         self._store = store
+        self._users = users
         self._keys = keys
         self._terms = terms
         self._clock = clock
@@ -125,8 +128,7 @@ class Login:
         row = sealed_login(
             who.session_key,
             keyring,
-            appid=app.appid,
-            openid=who.openid,
+            user=self._users.user(app.appid, who.openid),
             sid=sid,
             started_at_us=started_at_us,
             created_at=now,

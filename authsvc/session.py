@@ -22,6 +22,7 @@ from authsvc.failures import Failures
 from authsvc.keyring import Keyring
 from authsvc.sessionkeys import kept_session_key, sealed_login
 from authsvc.store import STATE_ACTIVE, LoginRow, Store
+from authsvc.users import Users
 from authsvc.wechat import OTHER_KEY, App, PhoneNumber, WeChatSession, decrypt, sign, verify_signature
 
 _Found = TypeVar("_Found")
@@ -63,6 +64,7 @@ class Session:
         wechat: SessionCalls,
         access_tokens: UsesTokens,
         store: Store,
+        users: Users,
         keys: Callable[[], Keyring],
         decrypt_window_s: int,
         failures: Failures,
@@ -73,6 +75,7 @@ class Session:
         self._wechat = wechat
         self._access_tokens = access_tokens
         self._store = store
+        self._users = users
         self._keys = keys
         self._decrypt_window_s = decrypt_window_s
         self._failures = failures
@@ -141,13 +144,12 @@ class Session:
             )
         except SessionKeyGone:
             # Also what is left of a reset whose answer got lost: whoever repeats it gets here.
-            self._store.replace_logins(gone, by=None)
+            self._store.replace_logins(row.user, gone, by=None)
             raise
         by = sealed_login(
             renewed.session_key,
             self._keys(),
-            appid=row.appid,
-            openid=row.openid,
+            user=row.user,
             sid=row.sid,
             started_at_us=row.started_at_us,
             created_at=row.created_at,
@@ -157,7 +159,7 @@ class Session:
         )
         # Logins of the meantime too, if they have the old key: WeChat does not make a new one for each.
         gone += [login for login, key in self._opened(claims) if key == session_key and login not in gone]
-        self._store.replace_logins(gone, by=by)
+        self._store.replace_logins(row.user, gone, by=by)
 
     def phone(self, claims: Claims, code: str) -> PhoneNumber:
         """The number behind the code of the user's phone number button. Raises: BadRequest, WeChatError."""
@@ -180,7 +182,7 @@ class Session:
         return self._logins(claims)[0]
 
     def _check_user(self, claims: Claims) -> None:
-        user = self._store.user(claims.appid, claims.openid)
+        user = self._store.user(self._users.user(claims.appid, claims.openid))
         if user is None:
             raise SessionKeyGone("the user is not known here any more; call wx.login again")
         if user.state != STATE_ACTIVE:
@@ -197,8 +199,9 @@ class Session:
     def _opened(self, claims: Claims) -> list[tuple[LoginRow, str]]:
         now = self._clock.now()
         keyring = self._keys()
+        user = self._users.user(claims.appid, claims.openid)
         found = []
-        for row in self._store.logins(claims.appid, claims.openid, now=now):
+        for row in self._store.logins(user, now=now):
             try:
                 found.append((row, kept_session_key(row, keyring, now=now)))
             except SealBroken:

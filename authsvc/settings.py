@@ -76,6 +76,7 @@ class Environment(BaseModel):
     ROTATE_EVERY: Annotated[int, Field(ge=0)] = 2_592_000
 
     STORE: str | None = Field(default=None, repr=False)
+    STORE_OPENID: Literal["clear", "hash"] = "clear"
     SESSION_KEY_TTL: Annotated[int, Field(ge=60, le=2_592_000)] = 259_200
     DECRYPT_WINDOW: Annotated[int, Field(ge=1, le=86_400)] = 600
 
@@ -118,6 +119,16 @@ class KeySettings:
 
 
 @dataclass(frozen=True, slots=True)
+class OperatorSettings:
+    """What a command needs that an operator gives: the key folder, the side store, and who is in it."""
+
+    keys: KeySettings
+    store_url: str = field(repr=False)  # may hold a password
+    store_openid: Literal["clear", "hash"]
+    appids: tuple[str, ...]  # as far as the operator's shell knows them
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """What the service is built from."""
 
@@ -133,6 +144,7 @@ class Settings:
     with_unionid: bool
     keys: KeySettings
     store_url: str = field(repr=False)  # may hold a password
+    store_openid: Literal["clear", "hash"]
     session_key_ttl_s: int
     host: str
     port: int
@@ -156,12 +168,12 @@ def load_settings(environ: Mapping[str, str], *, dotenv: Path | None, cores: int
     return _Loader(environ, dotenv, cores=cores, or_sandbox=or_sandbox).settings()
 
 
-def load_key_settings(environ: Mapping[str, str], *, dotenv: Path | None) -> tuple[KeySettings, str]:
-    """What a command on the key folder needs, and the URL of the side store; it works without any app configured.
+def load_operator_settings(environ: Mapping[str, str], *, dotenv: Path | None) -> OperatorSettings:
+    """What a command on keys or store needs; it works without any app configured.
 
     Raises: SettingsError if one of the variables that it is made of says nothing usable.
     """
-    return _Loader(environ, dotenv, cores=1, or_sandbox=False).key_settings()
+    return _Loader(environ, dotenv, cores=1, or_sandbox=False).operator_settings()
 
 
 # Read and checked, so that a deployment can carry them already, and not acted upon by this version.
@@ -177,7 +189,10 @@ _NOT_WITH_SANDBOX: Final = (
     *("APPID", "SECRET", "SECRET_FILE", "APPS", "APPS_FILE"),
     *("KEYS", "STORE", "WECHAT_URL", "WECHAT_FALLBACK_URL"),
 )
-_OF_KEY_COMMANDS: Final = ("KEYS", "KEYS_GROUP_READ", "KEYS_PASSPHRASE", "ALG", "ROTATE_EVERY", "SANDBOX", "STORE")
+_OF_OPERATORS: Final = (
+    *("KEYS", "KEYS_GROUP_READ", "KEYS_PASSPHRASE", "ALG", "ROTATE_EVERY", "SANDBOX"),
+    *("STORE", "STORE_OPENID"),
+)
 _ASCII_ONLY: Final = ("ISSUER", "AUDIENCE", "WECHAT_URL", "WECHAT_FALLBACK_URL")
 # What Kubernetes puts into every pod for a Service that is called "authsvc".
 _KUBERNETES_LINK: Final = re.compile(r"SERVICE_(HOST|PORT.*)|PORT_[0-9]+_(TCP|UDP).*")
@@ -229,6 +244,7 @@ class _Loader:
             with_unionid=env.CLAIM_UNIONID,
             keys=keys,
             store_url=store_url,
+            store_openid=env.STORE_OPENID,
             session_key_ttl_s=env.SESSION_KEY_TTL,
             host=env.HOST,
             port=env.PORT,
@@ -244,13 +260,14 @@ class _Loader:
         )
         return replace(settings, table=self._table(settings))
 
-    def key_settings(self) -> tuple[KeySettings, str]:
-        keys, store_url = self._keys(), self._store_url()
-        mine = tuple(f"{PREFIX}{name} " for name in _OF_KEY_COMMANDS)
+    def operator_settings(self) -> OperatorSettings:
+        keys, store_url, apps = self._keys(), self._store_url(), self._apps()
+        appids = tuple(apps) or ((self._env.APPID,) if self._env.APPID else ())
+        mine = tuple(f"{PREFIX}{name} " for name in _OF_OPERATORS)
         problems = [problem for problem in self._problems if problem.startswith(mine)]
         if problems:
             raise SettingsError(problems)
-        return keys, store_url
+        return OperatorSettings(keys, store_url, self._env.STORE_OPENID, appids)
 
     def _keys(self) -> KeySettings:
         env = self._env

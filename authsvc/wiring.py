@@ -34,6 +34,7 @@ from authsvc.settings import DEFAULT_ALG, KeySettings, Settings
 from authsvc.store import Store, open_store, prepare_store
 from authsvc.tokens import VerificationKey
 from authsvc.tokenshare import StoredTokens
+from authsvc.users import Users
 from authsvc.verifier import Verifier
 from authsvc.wechat import AccessTokens, WeChatClient, new_session
 
@@ -217,6 +218,7 @@ def build_services(
     keys_are_current: Callable[[], bool],
     store: Store,
 ) -> Services:
+    users = Users(keys=keys, hashed=settings.store_openid == "hash")
     wechat = WeChatClient(
         new_session(connections=settings.wechat_in_flight),
         url=settings.wechat_url,
@@ -227,6 +229,7 @@ def build_services(
         apps=settings.apps,
         wechat=wechat,
         store=store,
+        users=users,
         keys=keys,
         # Beyond what WeChat may take there is the store, which waits for a lock.
         codes=Codes[LoggedIn](wait_s=settings.wechat_timeout_s + _STORE_WAIT_S, monotonic=clock.monotonic),
@@ -252,6 +255,7 @@ def build_services(
             sleep=time.sleep,
         ),
         store=store,
+        users=users,
         keys=keys,
         decrypt_window_s=settings.decrypt_window_s,
         failures=Failures(monotonic=clock.monotonic),

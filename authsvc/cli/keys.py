@@ -24,7 +24,7 @@ from authsvc.keyparts import MIN_PASSPHRASE_CHARS
 from authsvc.keyreport import changes, exposure, problems
 from authsvc.keyset import Keyset, Kind, Lifecycle
 from authsvc.rotation import prune, revoke, revoke_all, rotate, rotate_store, tick
-from authsvc.settings import SANDBOX_FOLDER, KeySettings, load_key_settings
+from authsvc.settings import SANDBOX_FOLDER, KeySettings, load_operator_settings
 from authsvc.store import open_store, store_address
 from authsvc.wiring import check_not_revived, check_rotate_every, init_keys, open_keys, settle_revocation
 
@@ -49,8 +49,8 @@ class _Here:
 
 
 def _here() -> _Here:
-    settings, store_url = load_key_settings(os.environ, dotenv=DOTENV)
-    return _Here(settings, store_url, open_keys(settings), SystemClock().now())
+    settings = load_operator_settings(os.environ, dotenv=DOTENV)
+    return _Here(settings.keys, settings.store_url, open_keys(settings.keys), SystemClock().now())
 
 
 def _here_with_keys() -> _Here:

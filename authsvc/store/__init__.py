@@ -1,16 +1,36 @@
 """The side store: one row per login with its sealed session_key, one row per user. `protocol` says what a store is."""
 
 from authsvc.store.open import StoreAddress, open_store, prepare_store, store_address
-from authsvc.store.protocol import KEPT_LOGINS, STATE_ACTIVE, STATE_BANNED, LoginRow, SharedValue, Store, UserRow
+from authsvc.store.protocol import Store
+from authsvc.store.rows import (
+    KEPT_LOGINS,
+    STATE_ACTIVE,
+    STATE_BANNED,
+    AuditLine,
+    Ban,
+    Census,
+    LoginRow,
+    RevokedKey,
+    Row,
+    SharedValue,
+    UserId,
+    UserRow,
+)
 
 __all__ = [
     "KEPT_LOGINS",
     "STATE_ACTIVE",
     "STATE_BANNED",
+    "AuditLine",
+    "Ban",
+    "Census",
     "LoginRow",
+    "RevokedKey",
+    "Row",
     "SharedValue",
     "Store",
     "StoreAddress",
+    "UserId",
     "UserRow",
     "open_store",
     "prepare_store",

@@ -15,7 +15,7 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from authsvc.errors import StoreUnavailable
-from authsvc.store.sql import cause
+from authsvc.store.database import cause
 
 
 def upgrade(engine: Engine) -> None:

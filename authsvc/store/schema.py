@@ -16,6 +16,11 @@ def _name(length: int) -> String:
     )
 
 
+def _text(length: int) -> String:
+    """Words of an operator, in any script, also in a database whose own character set is an old one."""
+    return String(length).with_variant(String(length, collation="utf8mb4_bin"), "mysql", "mariadb")
+
+
 METADATA: Final = MetaData()
 
 LOGINS: Final = Table(
@@ -42,6 +47,28 @@ USERS: Final = Table(
     Column("unionid", _name(128), nullable=True),
     Column("first_login_at", BigInteger, nullable=False),
     Column("last_login_at", BigInteger, nullable=False),
+    Column("state_since", BigInteger, nullable=False, server_default="0"),
+    sqlite_with_rowid=False,
+)
+
+BANS: Final = Table(
+    "bans",
+    METADATA,
+    Column("digest", _name(32), primary_key=True),
+    Column("since", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+AUDIT: Final = Table(
+    "audit",
+    METADATA,
+    Column("id", _name(32), primary_key=True),
+    Column("at", BigInteger, nullable=False),
+    Column("actor", _text(128), nullable=False),
+    Column("what", _name(16), nullable=False),
+    Column("appid", _name(64), nullable=False),
+    Column("digest", _name(32), nullable=False),
+    Column("reason", _text(200), nullable=False),
     sqlite_with_rowid=False,
 )
 

@@ -10,13 +10,14 @@ import pytest
 from authsvc import errors
 from authsvc.http.problems import PROBLEMS
 from authsvc.sessionkeys import kept_session_key
-from authsvc.store import STATE_ACTIVE, STATE_BANNED, LoginRow
+from authsvc.store import LoginRow
 from authsvc.store.memory import MemoryStore
 from authsvc.tokens import open_token
 from authsvc.wechat import WeChatSession
 from tests.support.app import APPID, SESSION_KEY, FakeService
 from tests.support.clock import NOW
 from tests.support.keys import POLICY
+from tests.support.users import ban, unban
 
 CODE = "0712cDoV0cfty22AeloV0daMoV02cDog"
 OPENID = "oABC-def_123"
@@ -51,7 +52,7 @@ def test_a_content_type_may_name_its_charset_and_the_body_have_other_members() -
 def test_the_session_key_is_kept_sealed_in_the_row_that_the_sid_names() -> None:
     service = FakeService()
     token = service.client().post("/login", json={"code": CODE}).get_json()["token"]
-    (row,) = service.store.logins(APPID, OPENID, now=NOW)
+    (row,) = service.store.logins(service.user(OPENID), now=NOW)
     assert row.sid == open_token(token, service.ring, POLICY, now=NOW).sid
     assert (row.created_at, row.expires_at) == (NOW, NOW + 259_200)
     assert SESSION_KEY.encode() not in row.sealed_session_key
@@ -79,7 +80,7 @@ def test_a_row_is_ordered_by_when_its_login_started() -> None:
 
     service.wechat.meanwhile = slow
     client.post("/login", json={"code": "earlier"})
-    rows = service.store.logins(APPID, OPENID, now=service.clock.at)
+    rows = service.store.logins(service.user(OPENID), now=service.clock.at)
     assert [(row.started_at_us, row.created_at) for row in rows] == [
         ((NOW + 10) * 1_000_000, NOW + 10),
         (NOW * 1_000_000, NOW + 20),
@@ -94,7 +95,7 @@ def test_a_unionid_is_kept_and_stands_in_the_token_only_where_it_was_asked_for(
     service.wechat.answer = WeChatSession(OPENID, SESSION_KEY, "uABC")
     token = service.client().post("/login", json={"code": CODE}).get_json()["token"]
     assert open_token(token, service.ring, POLICY, now=NOW).unionid == in_token
-    user = service.store.user(APPID, OPENID)
+    user = service.store.user(service.user(OPENID))
     assert user is not None
     assert user.unionid == "uABC"
 
@@ -202,18 +203,18 @@ def test_each_failure_of_the_exchange_has_its_status_and_code_and_leaves_nothing
     _is_problem(reply, status, code)
     errcode = getattr(error, "errcode", None)
     assert reply.get_json().get("wechat_errcode") == errcode
-    assert service.store.user(APPID, OPENID) is None
+    assert service.store.user(service.user(OPENID)) is None
 
 
 def test_a_banned_user_gets_no_token_and_leaves_no_row() -> None:
     service = FakeService()
     client = service.client()
     client.post("/login", json={"code": CODE})
-    before = service.store.logins(APPID, OPENID, now=NOW)
-    service.store.set_user_state(APPID, OPENID, STATE_BANNED)
+    before = service.store.logins(service.user(OPENID), now=NOW)
+    ban(service.store, service.user(OPENID))
     _is_problem(client.post("/login", json={"code": "another"}), 403, "user_banned")
-    assert service.store.logins(APPID, OPENID, now=NOW) == before
-    service.store.set_user_state(APPID, OPENID, STATE_ACTIVE)
+    assert service.store.logins(service.user(OPENID), now=NOW) == before
+    unban(service.store, service.user(OPENID))
     assert client.post("/login", json={"code": "a-third"}).status_code == 200
 
 

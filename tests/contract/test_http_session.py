@@ -17,12 +17,13 @@ from flask.testing import FlaskClient
 
 from authsvc import errors
 from authsvc.sessionkeys import kept_session_key, sealed_login
-from authsvc.store import STATE_BANNED, LoginRow, UserRow
+from authsvc.store import LoginRow, UserId, UserRow
 from authsvc.store.memory import MemoryStore
 from authsvc.tokens import sign_token
 from tests.support.app import APPID, SERVICE_TOKEN, SESSION_KEY, FakeService
 from tests.support.clock import NOW
 from tests.support.keys import CLAIMS
+from tests.support.users import ban
 
 OPENID = CLAIMS.openid
 OLD_KEY = base64.b64encode(b"the older key 16").decode()
@@ -69,8 +70,7 @@ def put_login(
     row = sealed_login(
         key,
         service.ring,
-        appid=appid,
-        openid=openid,
+        user=service.user(openid, appid=appid),
         sid=sid,
         started_at_us=at * 1_000_000,
         created_at=at,
@@ -191,7 +191,7 @@ def test_what_the_client_itself_may_do_wants_no_service_token(route: str) -> Non
 @pytest.mark.parametrize("route", ROUTES)
 def test_a_banned_user_is_403_on_every_route(route: str) -> None:
     service = service_with_logins()
-    service.store.set_user_state(APPID, OPENID, STATE_BANNED)
+    ban(service.store, service.user(OPENID))
     is_problem(ask(service, route), 403, "user_banned")
     assert service.wechat.asked_with == []
 
@@ -221,7 +221,7 @@ def test_a_user_of_one_app_has_nothing_in_another(route: str) -> None:
 
 
 class _Down(MemoryStore):
-    def user(self, appid: str, openid: str) -> UserRow | None:
+    def user(self, user: UserId) -> UserRow | None:
         raise errors.StoreUnavailable("gone")
 
 
@@ -388,7 +388,7 @@ def test_data_under_a_key_that_was_sealed_for_another_row_do_not_open() -> None:
     row = put_login(service)
     moved = replace(row, sid="sid-2", started_at_us=row.started_at_us + 1)
     service.store.put_login(moved, unionid=None)
-    service.store.replace_logins([row], by=None)
+    service.store.replace_logins(row.user, [row], by=None)
     is_problem(ask(service, "decrypt"), 409, "session_key_gone")
 
 
@@ -434,12 +434,12 @@ def test_check_asks_wechat_about_the_newest_key(valid: bool) -> None:
 
 def test_after_a_reset_the_new_key_is_kept_alone_and_no_longer_than_the_old_one() -> None:
     service = service_with_logins()
-    newest = service.store.logins(APPID, OPENID, now=NOW)[0]
+    newest = service.store.logins(service.user(OPENID), now=NOW)[0]
     service.clock.at += 100
     reply = ask(service, "reset")
     assert reply.get_json() == {"reset": True}
     assert service.wechat.asked_with == [(f"access-token-of-{APPID}", OPENID, SESSION_KEY)]
-    (row,) = service.store.logins(APPID, OPENID, now=NOW)
+    (row,) = service.store.logins(service.user(OPENID), now=NOW)
     assert (row.sid, row.expires_at, row.started_at_us) == (newest.sid, newest.expires_at, newest.started_at_us)
     assert kept_session_key(row, service.ring, now=NOW) == service.wechat.new_session_key
     for key in (SESSION_KEY, OLD_KEY, OLDEST_KEY):
@@ -451,7 +451,7 @@ def test_a_reset_of_a_key_that_wechat_has_not_any_more_forgets_the_old_ones() ->
     service = service_with_logins()
     service.wechat.takes_key = False
     is_problem(ask(service, "reset"), 409, "session_key_gone")
-    assert service.store.logins(APPID, OPENID, now=NOW) == ()
+    assert service.store.logins(service.user(OPENID), now=NOW) == ()
 
 
 def test_of_two_resets_at_once_the_new_key_stays_whoever_comes_last() -> None:
@@ -466,7 +466,7 @@ def test_of_two_resets_at_once_the_new_key_stays_whoever_comes_last() -> None:
 
     service.wechat.reset_user_session_key = second_meanwhile  # type: ignore[method-assign]
     is_problem(ask(service, "reset"), 409, "session_key_gone")
-    (row,) = service.store.logins(APPID, OPENID, now=NOW)
+    (row,) = service.store.logins(service.user(OPENID), now=NOW)
     assert kept_session_key(row, service.ring, now=NOW) == service.wechat.new_session_key
 
 
@@ -480,7 +480,7 @@ def test_a_login_of_the_meantime_that_has_the_old_key_does_not_survive_a_reset()
 
     service.wechat.reset_user_session_key = slow  # type: ignore[method-assign]
     assert ask(service, "reset").status_code == 200
-    assert [row.sid for row in service.store.logins(APPID, OPENID, now=NOW)] == ["sid-3"]
+    assert [row.sid for row in service.store.logins(service.user(OPENID), now=NOW)] == ["sid-3"]
     is_problem(ask(service, "decrypt"), 400, "decrypt_failed")
 
 
@@ -495,7 +495,7 @@ def test_a_login_of_the_meantime_with_a_key_of_its_own_survives_a_reset() -> Non
 
     service.wechat.reset_user_session_key = slow  # type: ignore[method-assign]
     assert ask(service, "reset").status_code == 200
-    assert [row.sid for row in service.store.logins(APPID, OPENID, now=NOW)] == ["sid-4", "sid-3"]
+    assert [row.sid for row in service.store.logins(service.user(OPENID), now=NOW)] == ["sid-4", "sid-3"]
 
 
 def test_phone_gives_wechats_number_and_binds_it_to_the_users_openid() -> None:
@@ -527,12 +527,12 @@ def test_each_failure_at_wechat_has_its_status_and_code_and_leaves_the_keys_alon
     route: str, error: errors.AuthsvcError, status: int, code: str
 ) -> None:
     service = service_with_logins()
-    before = service.store.logins(APPID, OPENID, now=NOW)
+    before = service.store.logins(service.user(OPENID), now=NOW)
     service.wechat.failure = error
     reply = ask(service, route)
     is_problem(reply, status, code)
     assert ("Retry-After" in reply.headers) is (status in (429, 503))
-    assert service.store.logins(APPID, OPENID, now=NOW) == before
+    assert service.store.logins(service.user(OPENID), now=NOW) == before
 
 
 @pytest.mark.parametrize("route", ROUTES)

@@ -1,99 +1,24 @@
-"""What every side store must do: the sentences of authsvc.store.protocol, one suite for all backends."""
+"""What every side store must do: logins, and what processes share. One suite for all backends (see conftest)."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import Final
 
 import pytest
-from sqlalchemy.engine import make_url
 
 from authsvc.errors import StoreUnavailable, UserBanned
-from authsvc.store.memory import MemoryStore
-from authsvc.store.open import open_store, prepare_store
-from authsvc.store.protocol import KEPT_LOGINS, STATE_ACTIVE, STATE_BANNED, LoginRow, SharedValue, Store, UserRow
-from authsvc.store.schema import METADATA
-from authsvc.store.server import server_engine
-from tests.support.databases import MARIADB, POSTGRESQL, database
+from authsvc.store.protocol import Store
+from authsvc.store.rows import KEPT_LOGINS, STATE_ACTIVE, LoginRow, SharedValue, UserRow
+from tests.support.users import NOW, TTL_S, USER, ban, forget, login, unban, user_id
 
-NOW: Final = 1_800_000_000
-TTL_S: Final = 259_200
 THREADS: Final = 16
 
 
-@pytest.fixture(params=["memory", "sqlite", "postgresql", "mariadb"])
-def store(request: pytest.FixtureRequest) -> Iterator[Store]:
-    store: Store = request.getfixturevalue(f"{request.param}_store")
-    yield store
-    store.close()
-
-
-@pytest.fixture
-def memory_store() -> Store:
-    return MemoryStore()
-
-
-@pytest.fixture
-def sqlite_store(tmp_path: Path) -> Store:
-    return _prepared(f"sqlite:///{tmp_path}/store.db")
-
-
-@pytest.fixture
-def postgresql_store(postgresql: str) -> Store:
-    return _emptied(postgresql)
-
-
-@pytest.fixture
-def mariadb_store(mariadb: str) -> Store:
-    return _emptied(mariadb)
-
-
-@pytest.fixture(scope="session")
-def postgresql() -> Iterator[str]:
-    with database(POSTGRESQL) as url:
-        yield url
-
-
-@pytest.fixture(scope="session")
-def mariadb() -> Iterator[str]:
-    with database(MARIADB) as url:
-        yield url
-
-
-def _prepared(url: str) -> Store:
-    prepare_store(url)
-    return open_store(url)
-
-
-def _emptied(url: str) -> Store:
-    """Emptied and not made anew: a database takes half a second."""
-    store = _prepared(url)
-    engine = server_engine(make_url(url))
-    with engine.begin() as connection:
-        for table in METADATA.sorted_tables:
-            connection.execute(table.delete())
-    engine.dispose()
-    return store
-
-
-def login(sid: str, *, appid: str = "wx-a", openid: str = "oUser", at: int = NOW, ttl_s: int = TTL_S) -> LoginRow:
-    return LoginRow(
-        appid=appid,
-        openid=openid,
-        sid=sid,
-        sealed_session_key=b"\x00sealed " + sid.encode(),
-        started_at_us=at * 1_000_000,
-        created_at=at,
-        expires_at=at + ttl_s,
-    )
-
-
 def sids(store: Store, appid: str = "wx-a", openid: str = "oUser", *, now: int = NOW) -> list[str]:
-    return [row.sid for row in store.logins(appid, openid, now=now)]
+    return [row.sid for row in store.logins(user_id(appid, openid), now=now)]
 
 
 # ---- put_login: the login -----------------------------------------------------------------------
@@ -102,14 +27,14 @@ def sids(store: Store, appid: str = "wx-a", openid: str = "oUser", *, now: int =
 def test_a_login_comes_back_as_it_was_put(store: Store) -> None:
     row = replace(login("s1"), sealed_session_key=bytes(range(256)), started_at_us=NOW * 1_000_000 + 1)
     store.put_login(row, unionid=None)
-    assert store.logins("wx-a", "oUser", now=NOW) == (row,)
+    assert store.logins(USER, now=NOW) == (row,)
 
 
 def test_the_longest_names_fit(store: Store) -> None:
     row = login("s" * 64, appid="a" * 64, openid="o" * 128)
     store.put_login(row, unionid="u" * 128)
-    assert store.logins(row.appid, row.openid, now=NOW) == (row,)
-    user = store.user(row.appid, row.openid)
+    assert store.logins(row.user, now=NOW) == (row,)
+    user = store.user(row.user)
     assert user is not None
     assert user.unionid == "u" * 128
 
@@ -154,17 +79,17 @@ def test_a_user_of_two_apps_keeps_three_logins_in_each(store: Store) -> None:
 def test_two_users_never_share_a_login_or_a_state(store: Store) -> None:
     store.put_login(login("s1", openid="oOne"), unionid="u1")
     store.put_login(login("s1", openid="oTwo"), unionid="u2")
-    store.set_user_state("wx-a", "oOne", STATE_BANNED)
+    ban(store, user_id("wx-a", "oOne"))
     assert sids(store, openid="oOne") == sids(store, openid="oTwo") == ["s1"]
-    assert store.user("wx-a", "oTwo") == UserRow("wx-a", "oTwo", STATE_ACTIVE, "u2", NOW, NOW)
+    assert store.user(user_id("wx-a", "oTwo")) == UserRow(user_id("wx-a", "oTwo"), STATE_ACTIVE, 0, "u2", NOW, NOW)
 
 
 @pytest.mark.parametrize("other", ["ouser", "OUSER", "oUseR"])
 def test_openids_that_differ_only_in_case_are_two_users(store: Store, other: str) -> None:
     store.put_login(login("s1"), unionid=None)
-    assert store.logins("wx-a", other, now=NOW) == ()
-    assert store.user("wx-a", other) is None
-    assert not store.set_user_state("wx-a", other, STATE_BANNED)
+    assert store.logins(user_id("wx-a", other), now=NOW) == ()
+    assert store.user(user_id("wx-a", other)) is None
+    assert forget(store, user_id("wx-a", other)) is None
     store.put_login(login("s1", openid=other), unionid=None)
     assert sids(store) == sids(store, openid=other) == ["s1"]
 
@@ -182,8 +107,8 @@ def test_a_sid_that_is_taken_is_refused_and_nothing_is_written(store: Store) -> 
     store.put_login(first, unionid=None)
     with pytest.raises(StoreUnavailable):
         store.put_login(login("s1", at=NOW + 5), unionid="u1")
-    assert store.logins("wx-a", "oUser", now=NOW) == (first,)
-    assert store.user("wx-a", "oUser") == UserRow("wx-a", "oUser", STATE_ACTIVE, None, NOW, NOW)
+    assert store.logins(USER, now=NOW) == (first,)
+    assert store.user(USER) == UserRow(USER, STATE_ACTIVE, 0, None, NOW, NOW)
 
 
 # ---- put_login: expiry --------------------------------------------------------------------------
@@ -192,7 +117,7 @@ def test_a_sid_that_is_taken_is_refused_and_nothing_is_written(store: Store) -> 
 @pytest.mark.parametrize(("after_s", "there"), [(0, True), (TTL_S - 1, True), (TTL_S, False), (TTL_S + 1, False)])
 def test_a_login_is_gone_on_its_expiry_second(store: Store, after_s: int, there: bool) -> None:
     store.put_login(login("s1"), unionid=None)
-    assert bool(store.logins("wx-a", "oUser", now=NOW + after_s)) is there
+    assert bool(store.logins(USER, now=NOW + after_s)) is there
 
 
 def test_a_put_removes_the_users_expired_logins(store: Store) -> None:
@@ -225,21 +150,21 @@ def test_another_users_expired_logins_are_nobodys_business(store: Store) -> None
 
 
 def test_the_first_login_makes_an_active_user(store: Store) -> None:
-    assert store.user("wx-a", "oUser") is None
+    assert store.user(USER) is None
     store.put_login(login("s1"), unionid=None)
-    assert store.user("wx-a", "oUser") == UserRow("wx-a", "oUser", STATE_ACTIVE, None, NOW, NOW)
+    assert store.user(USER) == UserRow(USER, STATE_ACTIVE, 0, None, NOW, NOW)
 
 
 def test_a_later_login_moves_last_login_and_not_first_login(store: Store) -> None:
     store.put_login(login("s1"), unionid=None)
     store.put_login(login("s2", at=NOW + 60), unionid=None)
-    assert store.user("wx-a", "oUser") == UserRow("wx-a", "oUser", STATE_ACTIVE, None, NOW, NOW + 60)
+    assert store.user(USER) == UserRow(USER, STATE_ACTIVE, 0, None, NOW, NOW + 60)
 
 
 def test_last_login_never_goes_back(store: Store) -> None:
     store.put_login(login("s1", at=NOW + 60), unionid=None)
     store.put_login(login("s2", at=NOW), unionid=None)
-    user = store.user("wx-a", "oUser")
+    user = store.user(USER)
     assert user is not None
     assert user.last_login_at == NOW + 60
 
@@ -258,7 +183,7 @@ def test_last_login_never_goes_back(store: Store) -> None:
 def test_a_unionid_is_kept_until_another_one_comes(store: Store, given: list[str | None], known: str | None) -> None:
     for n, unionid in enumerate(given):
         store.put_login(login(f"s{n}", at=NOW + n), unionid=unionid)
-    user = store.user("wx-a", "oUser")
+    user = store.user(USER)
     assert user is not None
     assert user.unionid == known
 
@@ -266,18 +191,18 @@ def test_a_unionid_is_kept_until_another_one_comes(store: Store, given: list[str
 def test_a_banned_user_is_refused_and_nothing_is_written(store: Store) -> None:
     row = login("s1")
     store.put_login(row, unionid="u1")
-    assert store.set_user_state("wx-a", "oUser", STATE_BANNED)
-    before = store.user("wx-a", "oUser")
+    assert ban(store, USER)
+    before = store.user(USER)
     with pytest.raises(UserBanned):
         store.put_login(login("s2", at=NOW + TTL_S), unionid="u2")
-    assert store.user("wx-a", "oUser") == before
-    assert store.logins("wx-a", "oUser", now=NOW) == (row,)
+    assert store.user(USER) == before
+    assert store.logins(USER, now=NOW) == (row,)
 
 
 def test_a_ban_ends_when_the_state_is_set_back(store: Store) -> None:
     store.put_login(login("s1"), unionid=None)
-    store.set_user_state("wx-a", "oUser", STATE_BANNED)
-    store.set_user_state("wx-a", "oUser", STATE_ACTIVE)
+    ban(store, USER)
+    unban(store, USER)
     store.put_login(login("s2", at=NOW + 1), unionid=None)
     assert sids(store) == ["s2", "s1"]
 
@@ -285,14 +210,14 @@ def test_a_ban_ends_when_the_state_is_set_back(store: Store) -> None:
 def test_a_ban_in_one_app_is_none_in_another(store: Store) -> None:
     for appid in ("wx-a", "wx-b"):
         store.put_login(login("s1", appid=appid), unionid="u1")
-    store.set_user_state("wx-a", "oUser", STATE_BANNED)
+    ban(store, USER)
     store.put_login(login("s2", appid="wx-b", at=NOW + 1), unionid="u1")
     assert sids(store, "wx-b") == ["s2", "s1"]
 
 
 def test_a_refused_login_leaves_the_store_at_work(store: Store) -> None:
     store.put_login(login("s1"), unionid=None)
-    store.set_user_state("wx-a", "oUser", STATE_BANNED)
+    ban(store, USER)
     for n in range(5):
         with pytest.raises(UserBanned):
             store.put_login(login(f"x{n}"), unionid=None)
@@ -304,30 +229,7 @@ def test_a_refused_login_leaves_the_store_at_work(store: Store) -> None:
 
 
 def test_a_user_who_never_came_has_no_logins(store: Store) -> None:
-    assert store.logins("wx-a", "oUser", now=NOW) == ()
-
-
-@pytest.mark.parametrize("state", [STATE_ACTIVE, STATE_BANNED])
-def test_the_state_of_a_user_who_never_came_cannot_be_set(store: Store, state: int) -> None:
-    assert store.set_user_state("wx-a", "oUser", state) is False
-    assert store.user("wx-a", "oUser") is None
-
-
-def test_setting_the_state_a_user_has_already_is_done(store: Store) -> None:
-    store.put_login(login("s1"), unionid=None)
-    for _ in range(2):
-        assert store.set_user_state("wx-a", "oUser", STATE_BANNED) is True
-    user = store.user("wx-a", "oUser")
-    assert user is not None
-    assert user.state == STATE_BANNED
-
-
-def test_setting_the_state_changes_nothing_else(store: Store) -> None:
-    row = login("s1")
-    store.put_login(row, unionid="u1")
-    store.set_user_state("wx-a", "oUser", STATE_BANNED)
-    assert store.user("wx-a", "oUser") == UserRow("wx-a", "oUser", STATE_BANNED, "u1", NOW, NOW)
-    assert store.logins("wx-a", "oUser", now=NOW) == (row,)
+    assert store.logins(USER, now=NOW) == ()
 
 
 # ---- keys that are burnt ------------------------------------------------------------------------
@@ -341,7 +243,7 @@ def test_logins_under_a_burnt_key_are_dropped_and_no_others(store: Store) -> Non
     assert store.drop_sealed(burnt) == 2
     assert [sids(store, openid=f"o{user}") for user in range(3)] == [["s3"], ["s1"], []]
     assert store.drop_sealed(burnt) == 0
-    assert store.user("wx-a", "o2") is not None
+    assert store.user(user_id("wx-a", "o2")) is not None
 
 
 def test_all_logins_under_a_burnt_key_are_dropped_however_many(store: Store) -> None:
@@ -380,48 +282,43 @@ def test_a_renewed_login_stands_alone_and_other_users_logins_stay(store: Store) 
     store.put_login(login("s2", openid="oOther"), unionid=None)
     store.put_login(login("s2", appid="wx-b"), unionid=None)
     renewed = replace(rows[2], sealed_session_key=b"renewed")
-    store.replace_logins(rows, by=renewed)
-    assert store.logins("wx-a", "oUser", now=NOW) == (renewed,)
+    store.replace_logins(USER, rows, by=renewed)
+    assert store.logins(USER, now=NOW) == (renewed,)
     assert sids(store, openid="oOther") == sids(store, "wx-b") == ["s2"]
 
 
 def test_a_login_that_is_not_among_those_that_go_survives_a_renewal(store: Store) -> None:
     rows = _three_logins(store)
     renewed = replace(rows[1], sealed_session_key=b"renewed")
-    store.replace_logins(rows[:2], by=renewed)
-    assert store.logins("wx-a", "oUser", now=NOW) == (rows[2], renewed)
+    store.replace_logins(USER, rows[:2], by=renewed)
+    assert store.logins(USER, now=NOW) == (rows[2], renewed)
 
 
 def test_a_login_that_was_renewed_meanwhile_does_not_go(store: Store) -> None:
     rows = _three_logins(store)
     renewed = replace(rows[2], sealed_session_key=b"renewed")
-    store.replace_logins(rows, by=renewed)
-    store.replace_logins(rows, by=None)
-    assert store.logins("wx-a", "oUser", now=NOW) == (renewed,)
+    store.replace_logins(USER, rows, by=renewed)
+    store.replace_logins(USER, rows, by=None)
+    assert store.logins(USER, now=NOW) == (renewed,)
 
 
 def test_logins_that_are_replaced_by_nothing_are_gone_and_the_user_stays(store: Store) -> None:
     rows = _three_logins(store)
-    store.replace_logins(rows[:2], by=None)
+    store.replace_logins(USER, rows[:2], by=None)
     assert sids(store) == ["s2"]
-    assert store.user("wx-a", "oUser") is not None
-
-
-def test_without_a_login_there_is_no_telling_whose(store: Store) -> None:
-    with pytest.raises(ValueError, match="unpack"):
-        store.replace_logins([], by=None)
+    assert store.user(USER) is not None
 
 
 def test_nothing_is_written_for_a_user_that_there_is_not(store: Store) -> None:
-    store.replace_logins([login("s1")], by=login("s1"))
+    store.replace_logins(USER, [login("s1")], by=login("s1"))
     assert sids(store) == []
-    assert store.user("wx-a", "oUser") is None
+    assert store.user(USER) is None
 
 
 def test_nothing_is_written_for_a_user_that_is_banned(store: Store) -> None:
     rows = _three_logins(store)
-    store.set_user_state("wx-a", "oUser", STATE_BANNED)
-    store.replace_logins(rows, by=rows[2])
+    ban(store, USER)
+    store.replace_logins(USER, rows, by=rows[2])
     assert sids(store) == []
 
 
@@ -429,8 +326,8 @@ def test_logins_and_renewals_at_once_leave_three_at_most(store: Store) -> None:
     def visit(n: int) -> None:
         row = login(f"s{n:03}", at=NOW + n)
         store.put_login(row, unionid=None)
-        if n % 3 == 0 and (found := store.logins("wx-a", "oUser", now=NOW)):
-            store.replace_logins(found, by=replace(found[0], sid=f"r{n:03}"))
+        if n % 3 == 0 and (found := store.logins(USER, now=NOW)):
+            store.replace_logins(USER, found, by=replace(found[0], sid=f"r{n:03}"))
 
     with ThreadPoolExecutor(THREADS) as threads:
         list(threads.map(visit, range(100)))
@@ -539,7 +436,7 @@ def test_sixteen_threads_put_logins_of_one_user_and_the_three_that_started_last_
         list(threads.map(visit, range(THREADS)))
     last = PUTS * THREADS - 1
     assert sids(store) == [f"s{last}", f"s{last - 1}", f"s{last - 2}"]
-    user = store.user("wx-a", "oUser")
+    user = store.user(USER)
     assert user is not None
     assert user.last_login_at == NOW + last
 
@@ -560,8 +457,8 @@ def test_after_a_ban_no_login_is_written_by_any_thread(store: Store) -> None:
         for n in range(PUTS):
             at = NOW + 1 + n * THREADS + thread
             if thread == 0 and n == PUTS // 2:
-                store.set_user_state("wx-a", "oUser", STATE_BANNED)
-                banned_logins.append(store.logins("wx-a", "oUser", now=NOW))
+                ban(store, USER)
+                banned_logins.append(store.logins(USER, now=NOW))
             try:
                 store.put_login(login(f"s{at}", at=at), unionid=None)
             except UserBanned:
@@ -570,4 +467,4 @@ def test_after_a_ban_no_login_is_written_by_any_thread(store: Store) -> None:
     banned_logins: list[tuple[LoginRow, ...]] = []
     with ThreadPoolExecutor(THREADS) as threads:
         list(threads.map(visit, range(THREADS)))
-    assert banned_logins == [store.logins("wx-a", "oUser", now=NOW)]
+    assert banned_logins == [store.logins(USER, now=NOW)]

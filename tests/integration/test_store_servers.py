@@ -13,6 +13,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError
 
 from authsvc.errors import SettingsError, StoreUnavailable
 from authsvc.store import LoginRow, open_store, prepare_store, store_address
@@ -20,10 +21,11 @@ from authsvc.store.schema import METADATA
 from authsvc.store.server import server_engine
 from tests.support.databases import POSTGRESQL, SERVERS, Server, database
 from tests.support.service import Running, service
+from tests.support.users import USER, audit_line
 
 ROOT = Path(__file__).parents[2]
 NOW = 1_800_000_000
-LOGIN = LoginRow("wx-a", "oUser", "s1", b"sealed", NOW * 1_000_000, NOW, NOW + 3600)
+LOGIN = LoginRow(USER, "s1", b"sealed", NOW * 1_000_000, NOW, NOW + 3600)
 
 
 @pytest.fixture(params=SERVERS, ids=lambda server: server.name)
@@ -100,6 +102,18 @@ def test_an_older_program_refuses_a_newer_schema(url: str) -> None:
         prepare_store(url)
 
 
+@pytest.mark.parametrize("statement", ["DELETE FROM audit", "UPDATE audit SET reason = 'none'"])
+@pytest.mark.parametrize("server", [POSTGRESQL], ids=["PostgreSQL"])  # MySQL lets administrators alone make triggers
+def test_no_line_of_the_audit_log_is_changed_or_taken_away(url: str, statement: str) -> None:
+    prepare_store(url)
+    engine = server_engine(make_url(url))
+    with closing(open_store(url)) as store:
+        store.note(audit_line("export", USER))
+    with engine.begin() as connection, pytest.raises(DBAPIError, match="audit lines are not"):
+        connection.exec_driver_sql(statement)
+    engine.dispose()
+
+
 def test_a_connection_that_the_server_has_ended_is_not_noticed(server: Server, url: str) -> None:
     prepare_store(url)
     with closing(open_store(url)) as store:
@@ -118,7 +132,7 @@ def test_a_connection_that_the_server_has_ended_is_not_noticed(server: Server, u
                 for number in others.all():
                     connection.exec_driver_sql(f"KILL {number}")
         engine.dispose()
-        assert store.logins("wx-a", "oUser", now=NOW) == (LOGIN,)
+        assert store.logins(USER, now=NOW) == (LOGIN,)
 
 
 @pytest.mark.parametrize("made", ["postgresql://{}@127.0.0.1:1/auth", "mysql://{}@127.0.0.1:1/auth"])

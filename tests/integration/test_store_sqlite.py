@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,13 +20,15 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
-from authsvc.errors import SettingsError, StoreUnavailable
+from authsvc.errors import SettingsError, StoreUnavailable, UserBanned
 from authsvc.store.migrate import upgrade
 from authsvc.store.open import open_store, prepare_store, store_address
-from authsvc.store.protocol import LoginRow, Store
+from authsvc.store.protocol import Store
+from authsvc.store.rows import LoginRow, UserRow
 from authsvc.store.schema import METADATA
 from authsvc.store.sql import SqlStore
 from authsvc.store.sqlite import SqliteFile, sqlite_engine
+from tests.support.users import USER, audit_line, ban, forget, unban, user_id
 
 ROOT: Final = Path(__file__).parents[2]
 NOW: Final = 1_800_000_000
@@ -52,7 +55,7 @@ def store(url: str) -> Iterator[SqlStore]:
 
 
 def login(sid: str, *, openid: str = "oUser", at: int = NOW) -> LoginRow:
-    return LoginRow("wx-a", openid, sid, MARKER, at * 1_000_000, at, at + 3600)
+    return LoginRow(user_id(openid=openid), sid, MARKER, at * 1_000_000, at, at + 3600)
 
 
 def put(store: Store, sid: str) -> None:
@@ -60,7 +63,7 @@ def put(store: Store, sid: str) -> None:
 
 
 def sids(store: Store) -> set[str]:
-    return {row.sid for row in store.logins("wx-a", "oUser", now=NOW)}
+    return {row.sid for row in store.logins(USER, now=NOW)}
 
 
 def mode(path: Path) -> int:
@@ -87,9 +90,10 @@ def outside(path: Path) -> closing[sqlite3.Connection]:
 
 CALLS: Final[dict[str, Callable[[Store], object]]] = {
     "put_login": lambda store: put(store, "x"),
-    "logins": lambda store: store.logins("wx-a", "oUser", now=NOW),
-    "user": lambda store: store.user("wx-a", "oUser"),
-    "set_user_state": lambda store: store.set_user_state("wx-a", "oUser", 1),
+    "logins": lambda store: store.logins(USER, now=NOW),
+    "user": lambda store: store.user(USER),
+    "ban": lambda store: ban(store, USER),
+    "purge": lambda store: store.purge(now=NOW, at_most=1),
     "ping": lambda store: store.ping(),
 }
 
@@ -232,7 +236,7 @@ def test_a_store_goes_on_in_the_file_that_replaces_its_own(tmp_path: Path, path:
 
 
 def test_a_login_whose_file_goes_away_while_it_is_written_is_not_reported_as_kept(path: Path, store: SqlStore) -> None:
-    connection = store._engine.raw_connection()
+    connection = store._database._engine.raw_connection()
     assert connection.dbapi_connection is not None
     connection.dbapi_connection.create_function("lose_the_file", 0, path.unlink)
     connection.cursor().execute("CREATE TEMP TRIGGER lost AFTER INSERT ON logins BEGIN SELECT lose_the_file(); END")
@@ -318,7 +322,7 @@ def test_a_login_that_cannot_be_kept_leaves_no_trace_of_the_visit(path: Path, st
         )
         with pytest.raises(StoreUnavailable):
             put(store, "s1")
-    assert store.user("wx-a", "oUser") is None
+    assert store.user(USER) is None
 
 
 def test_a_full_disk_makes_the_store_unavailable_until_there_is_room(path: Path, store: SqlStore) -> None:
@@ -338,7 +342,7 @@ def test_a_full_disk_makes_the_store_unavailable_until_there_is_room(path: Path,
 
 def test_a_store_that_may_only_read_refuses_logins_and_still_reads(url: str, store: SqlStore) -> None:
     put(store, "s1")
-    engine = store._engine
+    engine = store._database._engine
     connection = engine.raw_connection()
     connection.cursor().execute("PRAGMA query_only=ON")
     connection.close()
@@ -364,7 +368,7 @@ def test_a_locked_store_is_unavailable_within_three_seconds_and_back_at_once(pat
 
 
 def test_a_login_is_in_the_log_at_once_and_synced_with_the_next_checkpoint(store: SqlStore) -> None:
-    connection = store._engine.raw_connection()
+    connection = store._database._engine.raw_connection()
     cursor = connection.cursor()
     pragmas = {}
     for name in ("journal_mode", "synchronous"):
@@ -374,8 +378,55 @@ def test_a_login_is_in_the_log_at_once_and_synced_with_the_next_checkpoint(store
     assert pragmas == {"journal_mode": "wal", "synchronous": 1}  # 1 is NORMAL
 
 
+def test_what_an_operator_does_is_synced_at_once_and_logins_are_not_again(store: SqlStore) -> None:
+    said: list[str] = []
+    engine = store._database._engine
+    with engine.connect() as connection:
+        kept = connection.connection.dbapi_connection
+        assert kept is not None
+        kept.set_trace_callback(said.append)
+    acts: list[Callable[[], object]] = [
+        lambda: put(store, "s1"),
+        lambda: ban(store, USER),
+        lambda: unban(store, USER),
+        lambda: store.note(audit_line("export", USER)),
+        lambda: forget(store, USER),
+        lambda: put(store, "s2"),
+    ]
+    for act in acts:
+        act()
+    with pytest.raises(StoreUnavailable):
+        store.note(replace(audit_line("export", USER), reason=None))  # type: ignore[arg-type]
+    put(store, "s3")
+    level, commits = "NORMAL", []
+    for statement in said:
+        if "synchronous=" in statement:
+            level = statement.split("synchronous=")[1]
+        elif statement == "COMMIT":
+            commits.append(level)
+    assert commits == ["NORMAL", "FULL", "FULL", "FULL", "FULL", "NORMAL", "NORMAL"]
+
+
+@pytest.mark.parametrize("statement", ["DELETE FROM audit", "UPDATE audit SET reason = 'none'"])
+def test_no_line_of_the_audit_log_is_changed_or_taken_away(path: Path, store: SqlStore, statement: str) -> None:
+    store.note(audit_line("export", USER))
+    with outside(path) as database, pytest.raises(sqlite3.IntegrityError, match="audit lines are not"):
+        database.execute(statement)
+
+
+def test_a_ban_that_was_written_by_hand_is_one(path: Path, store: SqlStore) -> None:
+    put(store, "s1")
+    with outside(path) as database:
+        database.execute("UPDATE users SET state = 0")
+    with pytest.raises(UserBanned):
+        put(store, "s2")
+    assert forget(store, USER) == 1
+    with pytest.raises(UserBanned):
+        put(store, "s3")
+
+
 def test_a_caller_who_cannot_have_the_connection_is_told_within_three_seconds(store: SqlStore) -> None:
-    taken = store._engine.raw_connection()
+    taken = store._database._engine.raw_connection()
     started = time.monotonic()
     with pytest.raises(StoreUnavailable, match="TimeoutError"):
         store.ping()
@@ -451,7 +502,7 @@ def test_what_was_sealed_is_in_the_files_as_it_came_and_nowhere_else_in_the_row(
     with outside(path) as database:
         (row,) = database.execute("SELECT * FROM logins").fetchall()
         assert row == ("wx-a", "oUser", "s1", MARKER, NOW * 1_000_000, NOW, NOW + 3600)
-        assert database.execute("SELECT * FROM users").fetchall() == [("wx-a", "oUser", 1, None, NOW, NOW)]
+        assert database.execute("SELECT * FROM users").fetchall() == [("wx-a", "oUser", 1, None, NOW, NOW, 0)]
 
 
 # ---- processes ----------------------------------------------------------------------------------
@@ -474,16 +525,17 @@ WRITER: Final = """
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from authsvc.store.open import open_store
-from authsvc.store.protocol import LoginRow
+from authsvc.store.rows import LoginRow
+from tests.support.users import user_id
 url, name = sys.argv[1:]
 store = open_store(url)
 def visit(thread):
     for n in range(25):
         for openid in ("oShared", f"o{name}{thread}"):
             at = 1_800_000_000 + n
-            store.put_login(
-                LoginRow("wx-a", openid, f"{name}{thread}-{n}", b"sealed", at * 1_000_000, at, at + 3600), unionid=None
-            )
+            user = user_id(openid=openid)
+            row = LoginRow(user, f"{name}{thread}-{n}", b"sealed", at * 1_000_000, at, at + 3600)
+            store.put_login(row, unionid=None)
 print("ready", flush=True)
 sys.stdin.readline()
 with ThreadPoolExecutor(16) as threads:
@@ -528,11 +580,11 @@ def test_two_processes_of_sixteen_threads_write_and_none_finds_the_database_lock
     last = NOW + 24
     for name in ("a", "b"):
         for thread in range(16):
-            kept = store.logins("wx-a", f"o{name}{thread}", now=NOW)
+            kept = store.logins(user_id(openid=f"o{name}{thread}"), now=NOW)
             assert [row.sid for row in kept] == [f"{name}{thread}-{n}" for n in (24, 23, 22)]
-    shared = store.logins("wx-a", "oShared", now=NOW)
+    shared = store.logins(user_id(openid="oShared"), now=NOW)
     assert [row.created_at for row in shared] == [last] * 3
-    user = store.user("wx-a", "oShared")
+    user = store.user(user_id(openid="oShared"))
     assert user is not None
     assert (user.first_login_at >= NOW, user.last_login_at) == (True, last)
 
@@ -563,6 +615,26 @@ def test_preparing_a_store_again_changes_nothing_in_it(path: Path, url: str, sto
         before = list(database.iterdump())
         prepare_store(url)
         assert list(database.iterdump()) == before
+
+
+def test_users_of_an_older_program_are_taken_over(path: Path, url: str) -> None:
+    with outside(path) as database:
+        for table in (
+            "logins (appid, openid, sid, sealed_session_key, started_at_us, created_at, expires_at)",
+            "users (appid VARCHAR(64), openid VARCHAR(128), state SMALLINT, unionid VARCHAR(128), "
+            "first_login_at BIGINT, last_login_at BIGINT, PRIMARY KEY (appid, openid))",
+            "revoked_keys (key_id, revoked_at)",
+            "shared_values (name, value, expires_at)",
+            "alembic_version (version_num VARCHAR(32) NOT NULL)",
+        ):
+            database.execute(f"CREATE TABLE {table}")
+        database.execute("INSERT INTO alembic_version VALUES ('0003')")
+        database.execute("INSERT INTO users VALUES ('wx-a', 'oUser', 0, 'u1', 1, 2)")
+    prepare_store(url)
+    with closing(open_store(url)) as store:
+        assert store.user(USER) == UserRow(USER, 0, 0, "u1", 1, 2)
+        assert unban(store, USER)
+        put(store, "s1")
 
 
 def test_a_store_of_a_newer_program_is_refused_and_left_as_it_is(path: Path, url: str, store: SqlStore) -> None:

@@ -23,6 +23,7 @@ from authsvc.store import LoginRow, open_store, prepare_store
 from authsvc.store.memory import MemoryStore
 from authsvc.wiring import prepare, settle_revocation, wait_for_fit_keys
 from tests.support.clock import NOW, FakeClock
+from tests.support.users import user_id
 
 DAY = 86_400
 
@@ -217,7 +218,9 @@ def test_a_new_worker_against_whose_keys_nothing_is_known_begins_at_once(
 
 def _log_in(place: Path, key_id: str, openid: str) -> None:
     store = open_store(_url(place))
-    row = LoginRow("wx-a", openid, f"sid-{openid}", sealed_start(key_id) + b"rest", NOW * 1_000_000, NOW, NOW + DAY)
+    row = LoginRow(
+        user_id(openid=openid), f"sid-{openid}", sealed_start(key_id) + b"rest", NOW * 1_000_000, NOW, NOW + DAY
+    )
     store.put_login(row, unionid=None)
     store.close()
 
@@ -239,7 +242,7 @@ def test_rows_that_a_slower_worker_sealed_under_the_burnt_key_meanwhile_are_dele
     assert settle_revocation(change, _url(tmp_path), sleep=sleep) == 2
     assert slept == [change.after.lifecycle.reload_s]
     store = open_store(_url(tmp_path))
-    assert [bool(store.logins("wx-a", openid, now=NOW)) for openid in ("before", "meanwhile", "after")] == [
+    assert [bool(store.logins(user_id(openid=openid), now=NOW)) for openid in ("before", "meanwhile", "after")] == [
         False,
         False,
         True,
@@ -255,7 +258,7 @@ def test_the_revocation_of_a_signing_key_deletes_no_rows_and_waits_for_nobody(
     _log_in(tmp_path, folder.keyset().active(Kind.SEALING, now=NOW).id, "o1")
     assert settle_revocation(_revoked(folder), _url(tmp_path), sleep=lambda _: pytest.fail("it waits")) is None
     store = open_store(_url(tmp_path))
-    assert len(store.logins("wx-a", "o1", now=NOW)) == 1
+    assert len(store.logins(user_id(openid="o1"), now=NOW)) == 1
     store.close()
 
 

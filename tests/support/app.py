@@ -20,8 +20,9 @@ from authsvc.http.services import AccessLog, Services, UsersAtWork
 from authsvc.keyring import Keyring
 from authsvc.login import LoggedIn, Login, TokenTerms
 from authsvc.session import Session
-from authsvc.store import Store
+from authsvc.store import Store, UserId
 from authsvc.store.memory import MemoryStore
+from authsvc.users import Users
 from authsvc.verifier import Verifier
 from authsvc.wechat import App, PhoneNumber, WeChatSession, check_code
 from tests.support.clock import NOW, FakeClock
@@ -102,6 +103,7 @@ class FakeService:
     appids: tuple[str, ...] = (APPID,)
     typ: str = "at+jwt"
     with_unionid: bool = False
+    hashed: bool = False
     access_log: AccessLog = "all"
     places: int = 4
     call_places: int = 2
@@ -111,6 +113,13 @@ class FakeService:
     trusted_proxies: int = 0
     keys_are_current: bool = True
 
+    @property
+    def users(self) -> Users:
+        return Users(keys=lambda: self.ring, hashed=self.hashed)
+
+    def user(self, openid: str, *, appid: str = APPID) -> UserId:
+        return self.users.user(appid, openid)
+
     def client(self) -> FlaskClient:
         terms = TokenTerms(ISSUER, AUDIENCE, self.typ, 7200, 259_200, self.with_unionid)
         apps = {appid: App(appid, ("secret",)) for appid in self.appids}
@@ -118,6 +127,7 @@ class FakeService:
             apps=apps,
             wechat=self.wechat,
             store=self.store,
+            users=self.users,
             keys=lambda: self.ring,
             codes=Codes[LoggedIn](wait_s=10, monotonic=self.clock.monotonic),
             terms=terms,
@@ -129,6 +139,7 @@ class FakeService:
             wechat=self.wechat,
             access_tokens=LentToken(),
             store=self.store,
+            users=self.users,
             keys=lambda: self.ring,
             decrypt_window_s=600,
             failures=Failures(monotonic=self.clock.monotonic),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from authsvc.errors import SettingsError
-from authsvc.settings import Environment, Settings, load_key_settings, load_settings
+from authsvc.settings import Environment, Settings, load_operator_settings, load_settings
 
 REAL = {"AUTHSVC_APPID": "wx1234567890abcdef", "AUTHSVC_SECRET": "SECRETMARKER", "AUTHSVC_ISSUER": "https://a.example"}
 SANDBOX = {"AUTHSVC_SANDBOX": "1"}
@@ -293,14 +293,14 @@ def test_the_table_has_every_setting_and_no_secret() -> None:
     assert "SECRETMARKER" not in repr(settings)
 
 
-def test_the_key_commands_need_no_app(tmp_path: Path) -> None:
+def test_an_operators_commands_need_no_app(tmp_path: Path) -> None:
     environ = {"AUTHSVC_KEYS": str(tmp_path), "AUTHSVC_ALG": "EdDSA", "AUTHSVC_PORT": "x"}
-    found, store_url = load_key_settings(environ, dotenv=None)
-    assert (found.path, found.alg, found.sandbox) == (tmp_path, "EdDSA", False)
-    assert (found.rotate_every_s, store_url) == (2_592_000, "sqlite:///authsvc.db")
+    found = load_operator_settings(environ, dotenv=None)
+    assert (found.keys.path, found.keys.alg, found.keys.sandbox) == (tmp_path, "EdDSA", False)
+    assert (found.keys.rotate_every_s, found.store_url) == (2_592_000, "sqlite:///authsvc.db")
     for name, bad in (("ALG", "none"), ("ROTATE_EVERY", "-1"), ("STORE", "x://y"), ("KEYS_PASSPHRASE", "short")):
         with pytest.raises(SettingsError, match=f"AUTHSVC_{name}"):
-            load_key_settings({f"AUTHSVC_{name}": bad}, dotenv=None)
+            load_operator_settings({f"AUTHSVC_{name}": bad}, dotenv=None)
 
 
 def test_an_algorithm_that_nobody_named_is_left_to_the_keys_there_are() -> None:

@@ -1,0 +1,151 @@
+"""A SQL database as the side store uses it: connections, transactions, and one error for all that may go wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import TypeVar
+
+from sqlalchemy.engine import Connection, Dialect, Engine
+from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.pool import PoolProxiedConnection
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.elements import ClauseElement
+
+from authsvc.errors import StoreUnavailable
+
+_Done = TypeVar("_Done")
+
+
+class Database:
+    """The database behind `engine`, whose schema is there already. Thread-safe.
+
+    Two ways lead in: `connection` for what a login waits for, `transact` for all else. `confirm` gets the
+    connection after each commit and raises if the database is no longer where others look for it.
+    """
+
+    def __init__(self, engine: Engine, *, confirm: Callable[[DBAPIConnection], None] | None) -> None:
+        self.dialect = engine.dialect
+        self.IntegrityError = engine.dialect.loaded_dbapi.IntegrityError
+        self._engine = engine
+        self._confirm = confirm
+        self._engine_errors = (SQLAlchemyError, engine.dialect.loaded_dbapi.Error, OSError)
+        # The write lock first: a transaction that began by reading cannot wait for it, and fails if another one writes.
+        self._begin = "BEGIN IMMEDIATE" if engine.dialect.name == "sqlite" else None
+
+    @contextmanager
+    def connection(self) -> Iterator[PoolProxiedConnection]:
+        """A kept connection of the driver, and every error of the engine as StoreUnavailable.
+
+        A connection that has failed is not used again: what is wrong with it is not worth finding out.
+        """
+        with self._said():
+            connection = self._engine.raw_connection()
+            try:
+                yield connection
+            except self._engine_errors:
+                connection.invalidate()
+                raise
+            finally:
+                connection.close()
+
+    @contextmanager
+    def written(self, connection: PoolProxiedConnection) -> Iterator[DBAPICursor]:
+        """A transaction, committed at the end; the pool rolls back what is left open."""
+        with cursor_of(connection) as cursor:
+            if self._begin is not None:
+                cursor.execute(self._begin)
+            yield cursor
+        connection.commit()
+        self._confirmed(connection.dbapi_connection)
+
+    def transact(self, act: Callable[[Connection], _Done], *, durable: bool = False) -> _Done:
+        """Do it in a transaction of its own, and once more from the beginning if another process added the same row
+        meanwhile. `durable`: what is committed is on the disk, whatever the database does with the rest."""
+        with self._said():
+            try:
+                return self._transaction(act, durable=durable)
+            except IntegrityError:
+                return self._transaction(act, durable=durable)
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def _transaction(self, act: Callable[[Connection], _Done], *, durable: bool) -> _Done:
+        with self._engine.connect() as connection, self._synced(connection) if durable else nullcontext():
+            try:
+                if self._begin is not None:
+                    connection.exec_driver_sql(self._begin)
+                done = act(connection)
+                connection.commit()
+            except BaseException:
+                connection.rollback()
+                raise
+            self._confirmed(connection.connection.dbapi_connection)
+            return done
+
+    @contextmanager
+    def _synced(self, connection: Connection) -> Iterator[None]:
+        match self.dialect.name:
+            case "sqlite":
+                connection.exec_driver_sql("PRAGMA synchronous=FULL")
+                try:
+                    yield
+                finally:
+                    connection.exec_driver_sql("PRAGMA synchronous=NORMAL")
+            case "postgresql":
+                connection.exec_driver_sql("SET LOCAL synchronous_commit = on")
+                yield
+            case _:
+                yield  # MySQL has it for the whole server: innodb_flush_log_at_trx_commit, 1 unless somebody changed it
+
+    def _confirmed(self, connection: DBAPIConnection | None) -> None:
+        if self._confirm is not None and connection is not None:
+            self._confirm(connection)
+
+    @contextmanager
+    def _said(self) -> Iterator[None]:
+        try:
+            yield
+        except self._engine_errors as error:
+            # `from None`: the original may carry the row, and the URL with its password.
+            raise StoreUnavailable(f"the side store did not answer ({cause(error)})") from None
+
+
+class Statement:
+    """A statement in the words of one driver.
+
+    `Connection.execute` of SQLAlchemy alone costs two to three times what SQLite takes for the row, and it is paid
+    while the other writers wait.
+    """
+
+    def __init__(self, statement: ClauseElement, dialect: Dialect) -> None:
+        compiled = statement.compile(dialect=dialect)
+        assert isinstance(compiled, SQLCompiler)
+        self._sql = str(compiled)
+        self._positions = compiled.positiontup
+        self._names = tuple(compiled.params)
+
+    def run(self, cursor: DBAPICursor, values: Mapping[str, object]) -> None:
+        """Execute it with those of `values` that it names."""
+        if self._positions is None:
+            cursor.execute(self._sql, {name: values[name] for name in self._names})
+        else:
+            cursor.execute(self._sql, [values[name] for name in self._positions])
+
+
+@contextmanager
+def cursor_of(connection: PoolProxiedConnection) -> Iterator[DBAPICursor]:
+    cursor = connection.cursor()
+    try:
+        yield cursor
+    finally:
+        cursor.close()
+
+
+def cause(error: BaseException) -> str:
+    """What went wrong, in words that cannot hold data: names of classes, and SQLite's name of its error."""
+    original = getattr(error, "orig", None) or error
+    names = (type(original).__name__, getattr(original, "sqlite_errorname", None))
+    return ", ".join(name for name in names if name)

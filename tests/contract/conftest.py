@@ -1,0 +1,72 @@
+"""The side stores that the contract is tried on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy.engine import make_url
+
+from authsvc.store.memory import MemoryStore
+from authsvc.store.open import open_store, prepare_store
+from authsvc.store.protocol import Store
+from authsvc.store.schema import METADATA
+from authsvc.store.server import server_engine
+from tests.support.databases import MARIADB, POSTGRESQL, database
+
+
+@pytest.fixture(params=["memory", "sqlite", "postgresql", "mariadb"])
+def store(request: pytest.FixtureRequest) -> Iterator[Store]:
+    store: Store = request.getfixturevalue(f"{request.param}_store")
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def memory_store() -> Store:
+    return MemoryStore()
+
+
+@pytest.fixture
+def sqlite_store(tmp_path: Path) -> Store:
+    return _prepared(f"sqlite:///{tmp_path}/store.db")
+
+
+@pytest.fixture
+def postgresql_store(postgresql: str) -> Store:
+    return _emptied(postgresql)
+
+
+@pytest.fixture
+def mariadb_store(mariadb: str) -> Store:
+    return _emptied(mariadb)
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[str]:
+    with database(POSTGRESQL) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[str]:
+    with database(MARIADB) as url:
+        yield url
+
+
+def _prepared(url: str) -> Store:
+    prepare_store(url)
+    return open_store(url)
+
+
+def _emptied(url: str) -> Store:
+    """Emptied and not made anew: a database takes half a second."""
+    store = _prepared(url)
+    engine = server_engine(make_url(url))
+    with engine.begin() as connection:
+        for table in METADATA.sorted_tables:
+            # Not DELETE, which lines of the audit log withstand.
+            connection.exec_driver_sql(f"TRUNCATE TABLE {table.name}")
+    engine.dispose()
+    return store
