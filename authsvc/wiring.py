@@ -91,7 +91,7 @@ def prepare(settings: Settings, *, clock: Clock) -> Prepared:
         keyring = folder.load(now=now, known=keyring)
         said.append("noted the longer lifetime of tokens or rows in the manifest")
     said += _said_of_keys(keyring, settings.keys, now=now)
-    prepare_store(settings.store_url)
+    said += prepare_store(settings.store_url)
     _compare_with_memory(keyring.keyset, settings, folder.path)
     return Prepared(keyring, offset_of(clock), tuple(said))
 

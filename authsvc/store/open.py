@@ -10,13 +10,15 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from authsvc.errors import SettingsError, StoreUnavailable
+from authsvc.store.protocol import Store
+from authsvc.store.redisurl import is_redis, need_driver, redis_address
 from authsvc.store.server import is_server, server_engine
 from authsvc.store.sql import SqlStore
 from authsvc.store.sqlite import SqliteFile, sqlite_engine
 
 _FORMS: Final = (
     "AUTHSVC_STORE is not sqlite:///path/of/file (four slashes for an absolute path), "
-    "postgresql://user:password@host/database, or mysql:// or mariadb:// alike"
+    "postgresql://user:password@host/database, mysql:// or mariadb:// alike, or redis://user:password@host:6379/0"
 )
 
 
@@ -35,6 +37,8 @@ class StoreAddress:
 
 def store_address(url: str) -> StoreAddress:
     """Raises: SettingsError if the URL is not one of a side store."""
+    if is_redis(url):
+        return StoreAddress(redis_address(url).shown, None)
     parsed = _parsed(url)
     if is_server(parsed):
         # Options of the driver may hold the path of a key, or a password.
@@ -43,33 +47,54 @@ def store_address(url: str) -> StoreAddress:
     return StoreAddress(str(path), path)
 
 
-def prepare_store(url: str) -> None:
-    """Make the tables, for SQLite the file too, and bring them up to date; once, before the workers start.
+def prepare_store(url: str) -> tuple[str, ...]:
+    """Make the tables, for SQLite the file too, and bring them up to date; once, before the workers start. Returns what
+    an operator should know.
 
     Raises: SettingsError for a URL that is not supported; StoreUnavailable if the database cannot be used as it is.
     """
+    try:
+        return _prepared_redis(url) if is_redis(url) else _prepared_database(_parsed(url))
+    except StoreUnavailable as error:
+        raise StoreUnavailable(f"the side store {store_address(url).shown} cannot be used: {error}") from None
+
+
+def _prepared_database(parsed: URL) -> tuple[str, ...]:
     # Not above: Alembic takes a third of a second and 10 MB, and the workers have no use for it.
     from authsvc.store.migrate import upgrade
 
-    parsed = _parsed(url)
     file = None if is_server(parsed) else SqliteFile(_path(parsed))
     engine = server_engine(parsed, patient=True) if file is None else sqlite_engine(file)
     try:
         if file is not None:
             file.create()
         upgrade(engine)
-    except StoreUnavailable as error:
-        raise StoreUnavailable(f"the side store {store_address(url).shown} cannot be used: {error}") from None
     finally:
         engine.dispose()
+    return ()
 
 
-def open_store(url: str) -> SqlStore:
+def _prepared_redis(url: str) -> tuple[str, ...]:
+    address = redis_address(url)
+    need_driver()
+    from authsvc.store.redis import prepared
+
+    return prepared(address)
+
+
+def open_store(url: str) -> Store:
     """The side store at `url`, prepared before. Call it in the process that uses it: connections do not survive a fork.
 
     Neither makes nor looks for the database: until there is one, the store raises StoreUnavailable.
     Raises: SettingsError for a URL that is not supported.
     """
+    if is_redis(url):
+        address = redis_address(url)
+        need_driver()
+        # redis-py is an extra, as the drivers are.
+        from authsvc.store.redis import RedisStore
+
+        return RedisStore(address)
     parsed = _parsed(url)
     if is_server(parsed):
         return SqlStore(server_engine(parsed))

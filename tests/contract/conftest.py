@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -13,14 +14,26 @@ from authsvc.store.open import open_store, prepare_store
 from authsvc.store.protocol import Store
 from authsvc.store.schema import METADATA
 from authsvc.store.server import server_engine
-from tests.support.databases import MARIADB, POSTGRESQL, database
+from tests.support.databases import MARIADB, POSTGRESQL, REDIS, database, redis_place
+
+PURGED = ["memory", "sqlite", "postgresql", "mariadb"]  # the others end rows by their own clock
 
 
-@pytest.fixture(params=["memory", "sqlite", "postgresql", "mariadb"])
+@pytest.fixture(params=[*PURGED, "redis"])
 def store(request: pytest.FixtureRequest) -> Iterator[Store]:
+    with closing(_named(request)) as it:
+        yield it
+
+
+@pytest.fixture(params=PURGED)
+def purging_store(request: pytest.FixtureRequest) -> Iterator[Store]:
+    with closing(_named(request)) as it:
+        yield it
+
+
+def _named(request: pytest.FixtureRequest) -> Store:
     store: Store = request.getfixturevalue(f"{request.param}_store")
-    yield store
-    store.close()
+    return store
 
 
 @pytest.fixture
@@ -41,6 +54,12 @@ def postgresql_store(postgresql: str) -> Store:
 @pytest.fixture
 def mariadb_store(mariadb: str) -> Store:
     return _emptied(mariadb)
+
+
+@pytest.fixture
+def redis_store() -> Iterator[Store]:
+    with redis_place(REDIS) as url:
+        yield _prepared(url)
 
 
 @pytest.fixture(scope="session")

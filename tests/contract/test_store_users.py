@@ -13,18 +13,13 @@ import pytest
 from authsvc.errors import StoreUnavailable, UserBanned
 from authsvc.store.protocol import Store
 from authsvc.store.rows import STATE_ACTIVE, STATE_BANNED, AuditLine, Ban, UserId, UserRow
-from tests.support.users import NOW, USER, audit_line, ban, forget, login, unban, user_id
+from tests.support.users import NOW, USER, audit_line, ban, forget, login, rows_of, unban, user_id
 
 WHAT: Final[tuple[Literal["ban", "unban", "export", "forget"], ...]] = ("ban", "unban", "export", "forget")
 
 
 def audit(store: Store) -> list[AuditLine]:
-    rows, _ = store.page(AuditLine, after="", at_most=100, identify=user_id)
-    return [row for row in rows if isinstance(row, AuditLine)]
-
-
-def bans(store: Store) -> list[object]:
-    return list(store.page(Ban, after="", at_most=100, identify=user_id)[0])
+    return [row for row in rows_of(store, AuditLine) if isinstance(row, AuditLine)]
 
 
 # ---- ban ----------------------------------------------------------------------------------------
@@ -88,7 +83,7 @@ def test_of_a_forgotten_user_nothing_is_left(store: Store) -> None:
     assert forget(store, USER) == 3
     assert store.user(USER) is None
     assert store.logins(USER, now=NOW) == ()
-    assert bans(store) == []
+    assert rows_of(store, Ban) == []
 
 
 def test_forgetting_a_user_touches_no_other(store: Store) -> None:
@@ -121,7 +116,7 @@ def test_forgetting_lifts_no_ban(store: Store) -> None:
         store.put_login(login("s2", at=NOW + 3), unionid="u1")
     assert store.user(USER) == UserRow(USER, STATE_BANNED, NOW + 1, None, 0, 0)
     assert store.logins(USER, now=NOW) == ()
-    assert bans(store) == [Ban(USER.digest, NOW + 1)]
+    assert rows_of(store, Ban) == [Ban(USER.digest, NOW + 1)]
 
 
 def test_a_ban_of_a_forgotten_user_is_lifted_like_any_other(store: Store) -> None:
@@ -131,7 +126,7 @@ def test_a_ban_of_a_forgotten_user_is_lifted_like_any_other(store: Store) -> Non
     assert ban(store, USER) is False
     assert unban(store, USER) is True
     assert unban(store, USER) is False
-    assert bans(store) == []
+    assert rows_of(store, Ban) == []
     store.put_login(login("s2"), unionid=None)
 
 

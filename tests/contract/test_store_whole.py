@@ -20,18 +20,9 @@ from authsvc.store.rows import (
     SharedValue,
     UserRow,
 )
-from tests.support.users import NOW, TTL_S, USER, audit_line, ban, forget, login, unban, user_id
+from tests.support.users import NOW, TTL_S, USER, audit_line, ban, forget, login, rows_of, unban, user_id
 
 KINDS: list[type[Row]] = [UserRow, LoginRow, Ban, AuditLine, RevokedKey]
-
-
-def rows_of(store: Store, kind: type[Row], *, at_most: int = 1000) -> list[Row]:
-    found: list[Row] = []
-    after: str | None = ""
-    while after is not None:
-        some, after = store.page(kind, after=after, at_most=at_most, identify=user_id)
-        found += some
-    return found
 
 
 def filled(store: Store, *, users: int = 7) -> None:
@@ -53,47 +44,36 @@ def same(left: Iterable[Row], right: Iterable[Row]) -> bool:
 # ---- purge --------------------------------------------------------------------------------------
 
 
-def purged(store: Store, *, now: int, at_most: int = 1000) -> int:
-    count = store.purge(now=now, at_most=at_most)
-    if not count and ends_rows_by_itself(store):
-        pytest.skip("this engine ends rows by its own clock")
-    return count
-
-
-def ends_rows_by_itself(store: Store) -> bool:
-    return type(store).__name__ == "RedisStore"
-
-
-def test_a_purge_takes_the_logins_that_have_ended_and_no_other(store: Store) -> None:
+def test_a_purge_takes_the_logins_that_have_ended_and_no_other(purging_store: Store) -> None:
     for n in range(4):
-        store.put_login(login("s1", openid=f"oUser{n}", ttl_s=10 + n), unionid=None)
-    assert purged(store, now=NOW + 11) == 2
-    left = [row.user.openid for row in rows_of(store, LoginRow) if isinstance(row, LoginRow)]
+        purging_store.put_login(login("s1", openid=f"oUser{n}", ttl_s=10 + n), unionid=None)
+    assert purging_store.purge(now=NOW + 11, at_most=1000) == 2
+    left = [row.user.openid for row in rows_of(purging_store, LoginRow) if isinstance(row, LoginRow)]
     assert sorted(left) == ["oUser2", "oUser3"]
-    assert purged(store, now=NOW + 11) == 0
+    assert purging_store.purge(now=NOW + 11, at_most=1000) == 0
 
 
-def test_a_purge_leaves_users_bans_lines_and_revoked_keys_alone(store: Store) -> None:
-    filled(store)
+def test_a_purge_leaves_users_bans_lines_and_revoked_keys_alone(purging_store: Store) -> None:
+    filled(purging_store)
     kinds = [kind for kind in KINDS if kind is not LoginRow]
-    before = [rows_of(store, kind) for kind in kinds]
-    assert purged(store, now=NOW + 10 * TTL_S) == 18
-    assert [rows_of(store, kind) for kind in kinds] == before
-    assert rows_of(store, LoginRow) == []
+    before = [rows_of(purging_store, kind) for kind in kinds]
+    assert purging_store.purge(now=NOW + 10 * TTL_S, at_most=1000) == 18
+    assert [rows_of(purging_store, kind) for kind in kinds] == before
+    assert rows_of(purging_store, LoginRow) == []
 
 
-def test_a_purge_takes_no_more_at_once_than_it_was_asked_to(store: Store) -> None:
+def test_a_purge_takes_no_more_at_once_than_it_was_asked_to(purging_store: Store) -> None:
     for n in range(5):
-        store.put_login(login("s1", openid=f"oUser{n}", ttl_s=10), unionid=None)
-    assert [purged(store, now=NOW + 10, at_most=2) for _ in range(4)] == [2, 2, 1, 0]
+        purging_store.put_login(login("s1", openid=f"oUser{n}", ttl_s=10), unionid=None)
+    assert [purging_store.purge(now=NOW + 10, at_most=2) for _ in range(4)] == [2, 2, 1, 0]
 
 
-def test_a_purge_takes_shared_values_that_have_ended(store: Store) -> None:
-    store.share(SharedValue("old", b"value", NOW + 10))
-    store.share(SharedValue("new", b"value", NOW + 11))
-    assert purged(store, now=NOW + 10) == 1
-    assert store.shared("old", now=NOW) is None
-    assert store.shared("new", now=NOW) is not None
+def test_a_purge_takes_shared_values_that_have_ended(purging_store: Store) -> None:
+    purging_store.share(SharedValue("old", b"value", NOW + 10))
+    purging_store.share(SharedValue("new", b"value", NOW + 11))
+    assert purging_store.purge(now=NOW + 10, at_most=1000) == 1
+    assert purging_store.shared("old", now=NOW) is None
+    assert purging_store.shared("new", now=NOW) is not None
 
 
 # ---- census -------------------------------------------------------------------------------------

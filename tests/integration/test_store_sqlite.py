@@ -50,6 +50,7 @@ def url(path: Path) -> str:
 def store(url: str) -> Iterator[SqlStore]:
     prepare_store(url)
     store = open_store(url)
+    assert isinstance(store, SqlStore)
     yield store
     store.close()
 

@@ -7,12 +7,17 @@ import os
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NoReturn
 
 import pytest
+from redis.exceptions import RedisError
 from sqlalchemy import create_engine
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
+
+from authsvc.store.redisclient import redis_client
+from authsvc.store.redisurl import redis_address
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,32 @@ POSTGRESQL = Server(
 )
 MARIADB = Server("MariaDB", "AUTHSVC_TEST_MARIADB", "mysql+pymysql://root@127.0.0.1:3306/test?connect_timeout=5")
 SERVERS = (POSTGRESQL, MARIADB)
+REDIS = os.environ.get("AUTHSVC_TEST_REDIS", "redis://127.0.0.1:6379/0")
+
+
+def _missing(name: str, variable: str) -> NoReturn:
+    complaint = f"{name.upper()} IS MISSING: the side store was not tested on it (see {variable})"
+    if os.environ.get("CI"):
+        pytest.fail(complaint)
+    pytest.skip(complaint)
+
+
+@contextlib.contextmanager
+def redis_place(url: str) -> Iterator[str]:
+    """The URL of a place of its own in a Redis: a prefix that no other test has."""
+    address = redis_address(url)
+    prefix = f"authsvc-test-{secrets.token_hex(6)}:"
+    try:
+        client = redis_client(address)
+        client.ping()
+    except (RedisError, OSError):
+        _missing("Redis", "AUTHSVC_TEST_REDIS")
+    try:
+        yield f"{url}?prefix={prefix}"
+    finally:
+        for key in list(client.scan_iter(match=f"{prefix}*", count=10_000)):
+            client.delete(key)
+        client.close()
 
 
 @contextlib.contextmanager
@@ -44,10 +75,7 @@ def database(server: Server) -> Iterator[str]:
         with engine.connect() as connection:
             connection.exec_driver_sql(f"CREATE DATABASE {name}")
     except OperationalError:
-        complaint = f"{server.name.upper()} IS MISSING: the side store was not tested on it (see {server.variable})"
-        if os.environ.get("CI"):
-            pytest.fail(complaint)
-        pytest.skip(complaint)
+        _missing(server.name, server.variable)
     url = server.url.set(drivername=server.url.get_backend_name(), database=name, query={})
     try:
         yield url.render_as_string(hide_password=False)

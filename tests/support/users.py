@@ -6,7 +6,7 @@ import hashlib
 import secrets
 from typing import Final, Literal
 
-from authsvc.store import AuditLine, LoginRow, Store, UserId
+from authsvc.store import AuditLine, LoginRow, Row, Store, UserId
 
 NOW: Final = 4_000_000_000  # far ahead: an engine that ends rows by itself has the real time
 TTL_S: Final = 259_200
@@ -46,3 +46,13 @@ def unban(store: Store, user: UserId, *, at: int = NOW) -> bool:
 
 def forget(store: Store, user: UserId, *, at: int = NOW) -> int | None:
     return store.forget(user, line=audit_line("forget", user, at=at))
+
+
+def rows_of(store: Store, kind: type[Row], *, at_most: int = 1000) -> list[Row]:
+    """All of a kind, page by page."""
+    found: list[Row] = []
+    after: str | None = ""
+    while after is not None:
+        some, after = store.page(kind, after=after, at_most=at_most, identify=user_id)
+        found += some
+    return found
