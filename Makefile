@@ -6,7 +6,7 @@ PEERS := .venv/.peers$(if $(CI),-ci)
 
 .DEFAULT_GOAL := help
 .PHONY: help run demo keys keys-status rotate rotate-store rotate-all revoke revoke-all keys-tick keys-prune \
-	keys-export keys-drill keys-passphrase config test soak bench check lint types format clean
+	keys-export keys-drill keys-passphrase store-status config test soak bench check lint types format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-16s %s\n", $$1, $$2}'
@@ -52,6 +52,9 @@ keys-drill: .venv/.server ## rehearse a rotation and a revocation on a temporary
 
 keys-passphrase: .venv/.server ## write the private parts anew under another passphrase (ARGS=--remove)
 	@$(BIN)/authsvc keys passphrase $(ARGS)
+
+store-status: .venv/.server ## what lies in the side store, under which keys
+	@$(BIN)/authsvc store status $(ARGS)
 
 config: .venv/.server ## print the settings in force, secrets masked
 	@$(BIN)/authsvc config --or-sandbox

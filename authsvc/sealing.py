@@ -20,6 +20,9 @@ _NONCE_BYTES: Final = 12
 _TAG_BYTES: Final = 16
 _PREFIX_BYTES: Final = len(_VERSION) + _KEY_ID_BYTES + _NONCE_BYTES
 
+START_BYTES: Final = len(_VERSION) + _KEY_ID_BYTES
+"""So many bytes at the beginning of a blob tell its key."""
+
 
 @dataclass(frozen=True, slots=True)
 class SealingKey:
@@ -49,14 +52,21 @@ def seal(secret: bytes, key: SealingKey, place: Place, *, random_bytes: Callable
 
 def sealing_key_id(blob: bytes) -> str:
     """The id of the key that a blob was sealed under. Raises: SealBroken if it is none of ours."""
-    if len(blob) < _PREFIX_BYTES + _TAG_BYTES or not blob.startswith(_VERSION):
+    if len(blob) < _PREFIX_BYTES + _TAG_BYTES:
         raise SealBroken("not a sealed value")
-    return blob[len(_VERSION) : len(_VERSION) + _KEY_ID_BYTES].hex()
+    return key_id_of_start(blob[:START_BYTES])
 
 
 def sealed_start(key_id: str) -> bytes:
     """How every blob begins that was sealed under this key."""
     return _VERSION + bytes.fromhex(key_id)
+
+
+def key_id_of_start(start: bytes) -> str:
+    """The key of blobs that begin like this. Raises: SealBroken if none of ours does."""
+    if len(start) != START_BYTES or not start.startswith(_VERSION):
+        raise SealBroken("not a sealed value")
+    return start[len(_VERSION) :].hex()
 
 
 def open_sealed(blob: bytes, key: SealingKey, place: Place) -> bytes:

@@ -28,13 +28,14 @@ from authsvc.keyreport import problems
 from authsvc.keyring import Keyring
 from authsvc.keyset import Keyset, Kind, Lifecycle, Purpose
 from authsvc.login import LoggedIn, Login, TokenTerms
+from authsvc.retention import Purger
 from authsvc.sealing import sealed_start
 from authsvc.session import Session
 from authsvc.settings import DEFAULT_ALG, KeySettings, Settings
 from authsvc.store import Store, open_store, prepare_store
 from authsvc.tokens import VerificationKey
 from authsvc.tokenshare import StoredTokens
-from authsvc.users import Users
+from authsvc.users import Users, check_naming
 from authsvc.verifier import Verifier
 from authsvc.wechat import AccessTokens, WeChatClient, new_session
 
@@ -62,7 +63,7 @@ def prepare(settings: Settings, *, clock: Clock) -> Prepared:
     """Once, before any worker: check the keys, bring the store up to date.
 
     In the sandbox missing keys are made; production keys never are: an issuer whose keys silently changed would
-    log everybody out. Raises: KeysError, StoreUnavailable.
+    log everybody out. Raises: KeysError, StoreUnavailable, SettingsError.
     """
     said = []
     folder = open_keys(settings.keys)
@@ -92,7 +93,13 @@ def prepare(settings: Settings, *, clock: Clock) -> Prepared:
         said.append("noted the longer lifetime of tokens or rows in the manifest")
     said += _said_of_keys(keyring, settings.keys, now=now)
     said += prepare_store(settings.store_url)
-    _compare_with_memory(keyring.keyset, settings, folder.path)
+    store = open_store(settings.store_url)
+    try:
+        check_not_revived(keyring.keyset, store, folder.path)
+        store.note_revoked_keys({key.id: key.revoked_at for key in keyring.keyset.keys if key.revoked_at is not None})
+        check_naming(store, hashed=settings.store_openid == "hash", now=now)
+    finally:
+        store.close()
     return Prepared(keyring, offset_of(clock), tuple(said))
 
 
@@ -138,6 +145,7 @@ def build_app(settings: Settings, *, inherited: Prepared | None) -> Flask:
     keeper.look()
     wait_for_fit_keys(keeper, folder, store, sleep=time.sleep)
     keeper.start()
+    Purger(store, clock=clock, random_bytes=os.urandom, sleep=time.sleep).start()
     services = build_services(
         settings,
         clock=clock,
@@ -352,12 +360,3 @@ def _said_of_keys(keyring: Keyring, settings: KeySettings, *, now: int) -> list[
             "itself; rotate where the folder can be written (authsvc keys tick)"
         )
     return said
-
-
-def _compare_with_memory(keyset: Keyset, settings: Settings, path: Path) -> None:
-    store = open_store(settings.store_url)
-    try:
-        check_not_revived(keyset, store, path)
-        store.note_revoked_keys({key.id: key.revoked_at for key in keyset.keys if key.revoked_at is not None})
-    finally:
-        store.close()

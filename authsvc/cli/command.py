@@ -8,6 +8,8 @@ import click
 
 from authsvc.cli.keys import keys
 from authsvc.cli.serve import config, demo, serve
+from authsvc.cli.store import store_commands
+from authsvc.cli.users import user_commands
 from authsvc.cli.verify import verify
 
 __all__ = ["command"]
@@ -19,5 +21,5 @@ def command() -> None:
     """Login for WeChat mini-programs: a code in, a signed token out."""
 
 
-for subcommand in (serve, config, demo, keys, verify):
+for subcommand in (serve, config, demo, keys, store_commands, user_commands, verify):
     command.add_command(subcommand)

@@ -30,7 +30,7 @@ def plain_errors(function: Callable[_P, _R]) -> Callable[_P, _R]:
         try:
             return function(*args, **kwargs)
         except SettingsError as error:
-            click.echo("authsvc cannot start with these settings:", err=True)
+            click.echo("these settings cannot be used:", err=True)
             for problem in error.problems:
                 click.echo(f"  - {problem}", err=True)
             sys.exit(2)

@@ -15,6 +15,7 @@ from authsvc.store.rows import (
     SharedValue,
     UserId,
     UserRow,
+    merged,
 )
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "StoreAddress",
     "UserId",
     "UserRow",
+    "merged",
     "open_store",
     "prepare_store",
     "store_address",

@@ -1,4 +1,4 @@
-"""The tables of the side store, for every SQL engine. What changes here needs a migration beside it."""
+"""The tables of the side store, for every SQL engine. What changes here needs a migration, and another REVISION."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ def _text(length: int) -> String:
 
 
 METADATA: Final = MetaData()
+
+REVISION: Final = "0004"
+"""The newest migration."""
 
 LOGINS: Final = Table(
     "logins",

@@ -157,7 +157,7 @@ class SqlStore:
                 if row is None:
                     self._ban.run(cursor, values)
                     if cursor.fetchone() is not None:
-                        raise UserBanned("this user is banned, and forgotten")
+                        raise UserBanned("this user is banned")
                     self._add_user.run(cursor, values)
                 elif row[0] == STATE_BANNED:
                     raise UserBanned("this user is banned")

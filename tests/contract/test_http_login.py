@@ -10,14 +10,14 @@ import pytest
 from authsvc import errors
 from authsvc.http.problems import PROBLEMS
 from authsvc.sessionkeys import kept_session_key
-from authsvc.store import LoginRow
+from authsvc.store import LoginRow, UserRow
 from authsvc.store.memory import MemoryStore
 from authsvc.tokens import open_token
 from authsvc.wechat import WeChatSession
 from tests.support.app import APPID, SESSION_KEY, FakeService
 from tests.support.clock import NOW
 from tests.support.keys import POLICY
-from tests.support.users import ban, unban
+from tests.support.users import ban, rows_of, unban
 
 CODE = "0712cDoV0cfty22AeloV0daMoV02cDog"
 OPENID = "oABC-def_123"
@@ -47,6 +47,19 @@ def test_a_content_type_may_name_its_charset_and_the_body_have_other_members() -
     body = json.dumps({"code": CODE, "userInfo": {"nickName": "小明"}}).encode()
     reply = FakeService().client().post("/login", data=body, content_type="application/json; charset=UTF-8")
     assert reply.status_code == 200
+
+
+def test_a_store_that_is_not_to_know_openids_gets_none_and_the_login_is_as_good() -> None:
+    service = FakeService(hashed=True)
+    token = service.client().post("/login", json={"code": CODE}).get_json()["token"]
+    assert open_token(token, service.ring, POLICY, now=NOW).openid == OPENID
+    (row,) = service.store.logins(service.user(OPENID), now=NOW)
+    assert kept_session_key(row, service.ring, now=NOW) == SESSION_KEY
+    everything = [rows_of(service.store, kind) for kind in (UserRow, LoginRow)]
+    assert service.user(OPENID).digest in str(everything)
+    assert OPENID not in str(everything)
+    ban(service.store, service.user(OPENID))
+    assert service.client().post("/login", json={"code": CODE + "x"}).status_code == 403
 
 
 def test_the_session_key_is_kept_sealed_in_the_row_that_the_sid_names() -> None:

@@ -220,6 +220,15 @@ def test_a_user_of_one_app_has_nothing_in_another(route: str) -> None:
     is_problem(ask(service, route), 409, "session_key_gone")
 
 
+@pytest.mark.parametrize("route", ROUTES)
+def test_every_route_works_where_the_store_has_no_openid(route: str) -> None:
+    service = FakeService(hashed=True)
+    put_login(service)
+    assert ask(service, route).status_code == 200
+    ban(service.store, service.user(OPENID))
+    is_problem(ask(service, route), 403, "user_banned")
+
+
 class _Down(MemoryStore):
     def user(self, user: UserId) -> UserRow | None:
         raise errors.StoreUnavailable("gone")

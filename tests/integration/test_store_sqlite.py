@@ -19,13 +19,15 @@ from typing import Any, Final
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 
 from authsvc.errors import SettingsError, StoreUnavailable, UserBanned
+from authsvc.store import migrate
 from authsvc.store.migrate import upgrade
 from authsvc.store.open import open_store, prepare_store, store_address
 from authsvc.store.protocol import Store
 from authsvc.store.rows import LoginRow, UserRow
-from authsvc.store.schema import METADATA
+from authsvc.store.schema import METADATA, REVISION
 from authsvc.store.sql import SqlStore
 from authsvc.store.sqlite import SqliteFile, sqlite_engine
 from tests.support.users import USER, audit_line, ban, forget, unban, user_id
@@ -608,6 +610,11 @@ def test_the_migrations_make_the_tables_that_the_code_uses(path: Path, url: str)
     with outside(path) as database:
         tables = database.execute("SELECT sql FROM sqlite_master WHERE name IN ('logins', 'users')").fetchall()
         assert [("WITHOUT ROWID" in sql) for (sql,) in tables] == [True, True]
+
+
+def test_the_newest_migration_is_the_one_that_a_prepared_store_is_known_by(url: str) -> None:
+    folder = Path(migrate.__file__).with_name("migrations")
+    assert ScriptDirectory(folder).get_heads() == [REVISION]
 
 
 def test_preparing_a_store_again_changes_nothing_in_it(path: Path, url: str, store: SqlStore) -> None:

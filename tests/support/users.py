@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Callable
 from typing import Final, Literal
 
 from authsvc.store import AuditLine, LoginRow, Row, Store, UserId
@@ -48,11 +49,13 @@ def forget(store: Store, user: UserId, *, at: int = NOW) -> int | None:
     return store.forget(user, line=audit_line("forget", user, at=at))
 
 
-def rows_of(store: Store, kind: type[Row], *, at_most: int = 1000) -> list[Row]:
+def rows_of(
+    store: Store, kind: type[Row], *, at_most: int = 1000, identify: Callable[[str, str], UserId] = user_id
+) -> list[Row]:
     """All of a kind, page by page."""
     found: list[Row] = []
     after: str | None = ""
     while after is not None:
-        some, after = store.page(kind, after=after, at_most=at_most, identify=user_id)
+        some, after = store.page(kind, after=after, at_most=at_most, identify=identify)
         found += some
     return found

@@ -16,7 +16,7 @@ LAYERS: list[set[str]] = [
     {"claims", "jwk", "keyset", "manifest", "rotation", "keyreport"},
     {"tokens", "sealing", "keyring", "keyparts", "keyfiles"},
     {"verifier", "testing", "wechat", "store", "sandbox", "telemetry", "keeper", "keyexport", "drill"},
-    {"login", "session", "codes", "failures", "sessionkeys", "tokenshare", "users"},
+    {"login", "session", "codes", "failures", "sessionkeys", "tokenshare", "users", "retention", "storecopy"},
     {"http"},
     {"settings", "wiring", "cli", "demo", "__main__"},
 ]
