@@ -42,8 +42,9 @@ def store_address(url: str) -> StoreAddress:
         return StoreAddress(redis_address(url).shown, None)
     parsed = _parsed(url)
     if is_server(parsed):
-        # Options of the driver may hold the path of a key, or a password.
-        return StoreAddress(parsed.set(query={}).render_as_string(hide_password=True), None)
+        # Other options of the driver may hold the path of a key, or a password.
+        hosts = {"host": parsed.query["host"]} if "host" in parsed.query else {}
+        return StoreAddress(parsed.set(query=hosts).render_as_string(hide_password=True), None)
     path = _path(parsed)
     return StoreAddress(str(path), path)
 
@@ -119,7 +120,8 @@ def _parsed(url: str) -> URL:
         parsed = make_url(url)
     except (ArgumentError, ValueError):
         raise SettingsError([_FORMS]) from None
-    if is_server(parsed) and not (parsed.host and parsed.database):
+    # Several hosts, of which one takes writes, are options of PostgreSQL's driver.
+    if is_server(parsed) and not ((parsed.host or "host" in parsed.query) and parsed.database):
         raise SettingsError([_FORMS])
     return parsed
 

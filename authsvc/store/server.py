@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import Any, Final
 
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, event
 from sqlalchemy.engine import URL, Engine
 
 from authsvc.errors import SettingsError
@@ -13,6 +13,7 @@ from authsvc.errors import SettingsError
 # A login has WECHAT_TIMEOUT behind it already: who waits for the store is told soon.
 _CONNECT_S: Final = 2
 _ANSWER_S: Final = 3
+_PATIENT_S: Final = 30
 _POOL_WAIT_S: Final = 3.0
 
 # For each worker process. A put takes a millisecond or two, so that a few serve all threads.
@@ -37,7 +38,8 @@ def server_engine(url: URL, *, patient: bool = False) -> Engine:
     if find_spec(driver) is None:
         raise SettingsError([f"AUTHSVC_STORE is {backend}, whose driver is missing: pip install 'authsvc[{backend}]'"])
     arguments = _postgresql if backend == "postgresql" else _mysql
-    return create_engine(
+    waits_s = _PATIENT_S if patient else _ANSWER_S
+    engine = create_engine(
         url.set(drivername=f"{backend}+{driver}"),
         # MySQL's own default locks gaps, and first logins that meet in one are a deadlock.
         isolation_level="READ COMMITTED",
@@ -46,9 +48,22 @@ def server_engine(url: URL, *, patient: bool = False) -> Engine:
         pool_timeout=_POOL_WAIT_S,
         # After a restart or a failover the first request after it finds out, and not at its own expense.
         pool_pre_ping=True,
-        connect_args=arguments(waits_s=10 * _ANSWER_S if patient else _ANSWER_S),
+        connect_args=arguments(waits_s=waits_s),
         hide_parameters=True,
     )
+    if backend == "postgresql":
+        _bound_answers(engine, within_s=waits_s + 1)  # after the server's own limit, which says more
+    return engine
+
+
+def _bound_answers(engine: Engine, *, within_s: float) -> None:
+    # The driver is an extra.
+    from authsvc.store.postgresql import connect
+
+    def do_connect(_dialect: Any, _record: Any, _arguments: Any, named: dict[str, Any]) -> Any:
+        return connect(named, answer_within_s=within_s)
+
+    event.listen(engine, "do_connect", do_connect)
 
 
 def _postgresql(*, waits_s: int) -> dict[str, Any]:

@@ -15,11 +15,12 @@ from authsvc.store.protocol import Store
 from authsvc.store.schema import METADATA
 from authsvc.store.server import server_engine
 from tests.support.databases import MARIADB, POSTGRESQL, REDIS, database, redis_place
+from tests.support.redis_fleet import redis_cluster
 
 PURGED = ["memory", "sqlite", "postgresql", "mariadb"]  # the others end rows by their own clock
 
 
-@pytest.fixture(params=[*PURGED, "redis"])
+@pytest.fixture(params=[*PURGED, "redis", "redis_cluster"])
 def store(request: pytest.FixtureRequest) -> Iterator[Store]:
     with closing(_named(request)) as it:
         yield it
@@ -60,6 +61,18 @@ def mariadb_store(mariadb: str) -> Store:
 def redis_store() -> Iterator[Store]:
     with redis_place(REDIS) as url:
         yield _prepared(url)
+
+
+@pytest.fixture
+def redis_cluster_store(cluster: str) -> Iterator[Store]:
+    with redis_place(cluster) as url:
+        yield _prepared(url)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[str]:
+    with redis_cluster() as fleet:
+        yield fleet.url
 
 
 @pytest.fixture(scope="session")

@@ -48,6 +48,10 @@ def url(server: Server) -> Iterator[str]:
             "postgresql://user:***@db.example:6000/auth",
         ),
         ("postgresql+psycopg://db/auth", "postgresql+psycopg://db/auth"),
+        (
+            "postgresql://me:SECRETMARKER@/auth?host=a:5432&host=b:5432&target_session_attrs=read-write",
+            "postgresql://me:***@/auth?host=a%3A5432&host=b%3A5432",
+        ),
         ("mysql://user:SECRETMARKER@db/auth", "mysql://user:***@db/auth"),
         ("mariadb+pymysql://user@db/auth", "mariadb+pymysql://user@db/auth"),
     ],
@@ -132,6 +136,17 @@ def test_a_connection_that_the_server_has_ended_is_not_noticed(server: Server, u
                 for number in others.all():
                     connection.exec_driver_sql(f"KILL {number}")
         engine.dispose()
+        assert store.logins(USER, now=NOW) == (LOGIN,)
+
+
+@pytest.mark.parametrize("server", [POSTGRESQL], ids=["PostgreSQL"])
+def test_of_several_hosts_the_one_that_takes_writes_is_found(url: str) -> None:
+    found = make_url(url)
+    hosts = {"host": ["127.0.0.1:1", f"{found.host}:{found.port}"], "target_session_attrs": "read-write"}
+    several = found.set(host=None, port=None, query=hosts).render_as_string(hide_password=False)
+    prepare_store(several)
+    with closing(open_store(several)) as store:
+        store.put_login(LOGIN, unionid=None)
         assert store.logins(USER, now=NOW) == (LOGIN,)
 
 
