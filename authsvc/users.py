@@ -11,6 +11,7 @@ from authsvc.store import SharedValue, Store, UserId, UserRow
 
 _HASHED: Final = "#"  # in no openid (0-9A-Za-z_-): the two kinds are never taken for one another
 _NAMING: Final = "users are named by"
+_AT_ONCE: Final = 1_000
 _FOR_EVER: Final = 253_402_300_799  # the last second of the year 9999
 
 
@@ -74,7 +75,8 @@ def _naming(*, hashed: bool) -> SharedValue:
 def _first_user(store: Store) -> UserId | None:
     after: str | None = ""
     while after is not None:
-        rows, after = store.page(UserRow, after=after, at_most=1, identify=_anybody)
+        # Not one: a Redis that is shared with others looks at so many keys each time, of whomever they are.
+        rows, after = store.page(UserRow, after=after, at_most=_AT_ONCE, identify=_anybody)
         for row in rows:
             if isinstance(row, UserRow):
                 return row.user

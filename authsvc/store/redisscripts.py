@@ -143,7 +143,8 @@ MERGE_USER: Final = _script("""
 local appid, openid, state, since, unionid, first, last = unpack(ARGV)
 local here = redis.call('HMGET', KEYS[1], 'state', 'state_since', 'first_login_at', 'last_login_at', 'unionid')
 if here[1] then
-  if tonumber(since) <= tonumber(here[2]) then state, since = here[1], here[2] end
+  local is_later = tonumber(since) - tonumber(here[2])
+  if is_later < 0 or (is_later == 0 and state ~= '0') then state, since = here[1], here[2] end
   if here[3] ~= '0' and (first == '0' or tonumber(here[3]) < tonumber(first)) then first = here[3] end
   if tonumber(last) <= tonumber(here[4]) then
     last = here[4]

@@ -100,9 +100,10 @@ class Census:
 
 
 def merged(here: UserRow, there: UserRow) -> UserRow:
-    """One row of two stores' rows of a user: every visit counts, and of what was set the later."""
+    """One row of two stores' rows of a user: every visit counts, and of what was set the later; if that cannot be told,
+    the ban."""
     first = min((row.first_login_at for row in (here, there) if row.first_login_at), default=0)
-    later_set = there if there.state_since > here.state_since else here
+    later_set = max(here, there, key=lambda row: (row.state_since, row.state == STATE_BANNED))
     later_seen, other = (there, here) if there.last_login_at > here.last_login_at else (here, there)
     return replace(
         here,

@@ -178,6 +178,16 @@ def test_of_two_rows_of_a_user_every_visit_counts_and_of_what_was_set_the_later(
     assert store.user(USER) == UserRow(USER, STATE_ACTIVE, NOW + 400, "newest", NOW, NOW + 700)
 
 
+@pytest.mark.parametrize("here", [STATE_ACTIVE, STATE_BANNED])
+@pytest.mark.parametrize("there", [STATE_ACTIVE, STATE_BANNED])
+def test_of_two_states_of_the_same_time_the_ban_stays(store: Store, here: int, there: int) -> None:
+    for state in (here, there):
+        store.merge([UserRow(USER, state, NOW, None, NOW, NOW)])
+    found = store.user(USER)
+    assert found is not None
+    assert found.state == min(here, there)
+
+
 def test_a_user_who_never_came_there_keeps_the_first_login_of_here(store: Store) -> None:
     store.put_login(login("s1"), unionid=None)
     store.merge([UserRow(USER, STATE_BANNED, NOW + 1, None, 0, 0)])

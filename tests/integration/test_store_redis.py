@@ -16,6 +16,7 @@ from authsvc.store.redis import RedisStore
 from authsvc.store.redisclient import redis_client
 from authsvc.store.redisurl import redis_address
 from tests.support.databases import REDIS, redis_place
+from tests.support.servers import OwnServer, RedisServer, own_server
 from tests.support.service import SERVICE_TOKEN, Running, service
 from tests.support.users import NOW, USER, ban, forget, login
 
@@ -207,6 +208,40 @@ def test_an_older_program_refuses_what_a_newer_one_made(client: Any, url: str) -
     client.set(f"{redis_address(url).prefix}schema", "9")
     with pytest.raises(StoreUnavailable, match="newer authsvc"):
         prepare_store(url)
+
+
+@pytest.fixture
+def own() -> Iterator[OwnServer]:
+    with own_server(RedisServer) as it:
+        yield it
+
+
+def test_a_redis_that_may_throw_bans_away_is_refused_and_one_without_a_log_is_warned_of(own: OwnServer) -> None:
+    assert prepare_store(own.url) == ()
+    with closing(redis_client(redis_address(own.url))) as client:
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        assert prepare_store(own.url) == (), "as long as there is no limit"
+        client.config_set("maxmemory", "100mb")
+        with pytest.raises(StoreUnavailable, match="maxmemory-policy allkeys-lru"):
+            prepare_store(own.url)
+        client.config_set("maxmemory-policy", "volatile-ttl")
+        client.config_set("appendonly", "no")
+        (said,) = prepare_store(own.url)
+    assert said.startswith("WARNING: this Redis writes no log")
+
+
+def test_a_redis_that_takes_no_writes_is_unavailable_until_it_does(own: OwnServer) -> None:
+    prepare_store(own.url)
+    with closing(redis_client(redis_address(own.url))) as client, closing(open_store(own.url)) as store:
+        for name, no, yes in (("maxmemory", "1", "0"), ("min-replicas-to-write", "1", "0")):
+            client.config_set(name, no)
+            for call in (store.ping, lambda: store.put_login(login("s1"), unionid=None)):
+                with pytest.raises(StoreUnavailable):
+                    call()
+            assert store.logins(USER, now=NOW) == (), "it still reads"
+            client.config_set(name, yes)
+            store.ping()
+        store.put_login(login("s1"), unionid=None)
 
 
 def test_with_nobody_listening_it_is_unavailable_and_no_password_is_said() -> None:

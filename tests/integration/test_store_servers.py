@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,13 +17,13 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 
-from authsvc.errors import SettingsError, StoreUnavailable
-from authsvc.store import LoginRow, open_store, prepare_store, store_address
-from authsvc.store.schema import METADATA
+from authsvc.errors import SettingsError, StoreUnavailable, UserBanned
+from authsvc.store import STATE_BANNED, LoginRow, open_store, prepare_store, store_address
+from authsvc.store.schema import LOGINS, METADATA, USERS
 from authsvc.store.server import server_engine
 from tests.support.databases import POSTGRESQL, SERVERS, Server, database
 from tests.support.service import Running, service
-from tests.support.users import USER, audit_line
+from tests.support.users import USER, audit_line, forget, user_id
 
 ROOT = Path(__file__).parents[2]
 NOW = 1_800_000_000
@@ -115,6 +117,36 @@ def test_no_line_of_the_audit_log_is_changed_or_taken_away(url: str, statement: 
         store.note(audit_line("export", USER))
     with engine.begin() as connection, pytest.raises(DBAPIError, match="audit lines are not"):
         connection.exec_driver_sql(statement)
+    engine.dispose()
+
+
+def test_a_ban_that_is_being_written_is_not_forgotten_with_the_user(url: str) -> None:
+    prepare_store(url)
+    engine = server_engine(make_url(url))
+    with closing(open_store(url)) as store, ThreadPoolExecutor(1) as thread:
+        store.put_login(LOGIN, unionid=None)
+        with engine.begin() as connection:
+            connection.execute(USERS.update().values(state=STATE_BANNED, state_since=NOW))
+            forgetting = thread.submit(forget, store, USER)
+            with pytest.raises(TimeoutError):
+                forgetting.result(0.5)
+        assert forgetting.result(30) == 1
+        with pytest.raises(UserBanned):
+            store.put_login(LOGIN, unionid=None)
+    engine.dispose()
+
+
+def test_a_purge_does_not_wait_for_a_login_that_is_being_written(url: str) -> None:
+    prepare_store(url)
+    engine = server_engine(make_url(url))
+    with closing(open_store(url)) as store:
+        others = [replace(LOGIN, user=user_id(openid=f"oUser{n}")) for n in range(3)]
+        for row in (LOGIN, *others):
+            store.put_login(row, unionid=None)
+        with engine.begin() as connection:
+            connection.execute(LOGINS.update().where(LOGINS.c.openid == USER.openid).values(created_at=NOW))
+            assert store.purge(now=LOGIN.expires_at, at_most=10) == 3
+        assert store.purge(now=LOGIN.expires_at, at_most=10) == 1
     engine.dispose()
 
 
