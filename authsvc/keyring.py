@@ -96,6 +96,10 @@ class Keyring:
         """32 hex digits (128 bits) that stand for a user in the side store."""
         return self._keyed_hash("store", appid, openid)[:32]
 
+    def index_proof(self) -> str:
+        """Sixteen hex digits by which a store knows the index key that its hashes were made under."""
+        return self._keyed_hash("index key", "", "")[:16]
+
     def _keyed_hash(self, use: str, appid: str, openid: str) -> str:
         record = next(iter(self.keyset.of(Kind.INDEX)))
         message = f"{use} {len(appid)} {appid} {openid}".encode()

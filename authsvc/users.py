@@ -10,7 +10,9 @@ from authsvc.keyring import Keyring
 from authsvc.store import SharedValue, Store, UserId, UserRow
 
 _HASHED: Final = "#"  # in no openid (0-9A-Za-z_-): the two kinds are never taken for one another
-_NAMING: Final = "users are named by"
+_NOTE: Final = "belongs to"
+_CLEAR: Final = "clear"
+_HASH: Final = "hash"
 _AT_ONCE: Final = 1_000
 _FOR_EVER: Final = 253_402_300_799  # the last second of the year 9999
 
@@ -20,12 +22,17 @@ class Users:
 
     def __init__(self, *, keys: Callable[[], Keyring], hashed: bool) -> None:
         self._keys = keys
-        self._hashed = hashed
+        self.hashed = hashed
+
+    @property
+    def proof(self) -> str:
+        """The same for everybody who has the same index key; it tells nothing of that."""
+        return self._keys().index_proof()
 
     def user(self, appid: str, openid: str) -> UserId:
         """The user who has this openid at WeChat."""
         digest = self._keys().user_digest(appid, openid)
-        return UserId(appid, f"{_HASHED}{digest}" if self._hashed else openid, digest)
+        return UserId(appid, f"{_HASHED}{digest}" if self.hashed else openid, digest)
 
     def stored(self, appid: str, openid: str) -> UserId:
         """The user who is in a store by this openid, which may be a hash already."""
@@ -34,42 +41,65 @@ class Users:
         return self.user(appid, openid)
 
 
-def check_naming(store: Store, *, hashed: bool, now: int) -> None:
-    """See to it that a store has one kind of names: by the other kind nobody would be found, and no ban met.
+def adopt(store: Store, users: Users, *, now: int) -> bool:
+    """Note whose a new store is: the index key that its hashes are made under, and how it names users. False if that is
+    noted already, whatever it is. Raises: StoreUnavailable."""
+    if store.shared(_NOTE, now=now) is not None:
+        return False
+    return store.share_first(_note(store, users), now=now)
 
-    Raises: SettingsError if it has users by the other kind; StoreUnavailable.
+
+def take_over(store: Store, users: Users) -> None:
+    """Note that the store belongs to this index key from now on, as if its hashes were made under it.
+
+    Raises: StoreUnavailable.
     """
-    ours = _naming(hashed=hashed)
-    found = naming(store, now=now)
+    store.share(_note(store, users))
+
+
+def check_owner(store: Store, users: Users, *, now: int) -> None:
+    """See to it that a store is used with the key and the kind of names that it was made with: with others nobody would
+    be found in it, and no ban met.
+
+    Raises: SettingsError if it is not; StoreUnavailable.
+    """
+    proof, hashed = _noted(store, now=now) or (users.proof, users.hashed)
+    problems = []
+    if hashed is not users.hashed:
+        has, right = ("hashes in place of openids", _HASH) if hashed else ("openids in clear", _CLEAR)
+        problems.append(
+            f"AUTHSVC_STORE_OPENID has to be {right}: the side store has {has}, and no ban of its users would be met; "
+            "authsvc store migrate makes a store with hashes of one with openids, authsvc store adopt of an empty one"
+        )
+    if proof != users.proof:
+        problems.append(
+            "AUTHSVC_KEYS is not the key folder of this side store: its hashes were made under another index key, and "
+            "no ban would be met by them; mend: the folder that belongs to it or, if that one is lost for good, "
+            "authsvc store adopt"
+        )
+    if problems:
+        raise SettingsError(problems)
+
+
+def is_hashed(store: Store, *, now: int) -> bool:
+    """Whether a store has hashes in place of openids. Raises: StoreUnavailable."""
+    found = _noted(store, now=now)
+    return found is not None and found[1]
+
+
+def _note(store: Store, users: Users) -> SharedValue:
+    first = _first_user(store)
+    # What has users and no note is of a program that knew openids in clear alone.
+    hashed = users.hashed if first is None else first.openid.startswith(_HASHED)
+    return SharedValue(_NOTE, f"{_HASH if hashed else _CLEAR} {users.proof}".encode(), _FOR_EVER)
+
+
+def _noted(store: Store, *, now: int) -> tuple[str, bool] | None:
+    found = store.shared(_NOTE, now=now)
     if found is None:
-        store.share(ours)
-    elif found.value != ours.value:
-        if _first_user(store) is not None:
-            has, mend = ("openids in clear", "hash") if hashed else ("hashes in place of openids", "clear")
-            raise SettingsError(
-                [
-                    f"AUTHSVC_STORE_OPENID={mend}, and the side store has {has}: bans of its users would not be met; "
-                    "mend: set it as it was, or see the README on moving to another store"
-                ]
-            )
-        store.share(ours)
-
-
-def naming(store: Store, *, now: int) -> SharedValue | None:
-    """The kind of names that the store has; None if it has none yet. Raises: StoreUnavailable."""
-    found = store.shared(_NAMING, now=now)
-    if found is None and (user := _first_user(store)) is not None:
-        # Of a program that knew openids in clear alone; or the note of it got lost.
-        return _naming(hashed=user.openid.startswith(_HASHED))
-    return found
-
-
-def is_hashed(found: SharedValue | None) -> bool:
-    return found is not None and found.value == b"hash"
-
-
-def _naming(*, hashed: bool) -> SharedValue:
-    return SharedValue(_NAMING, b"hash" if hashed else b"clear", _FOR_EVER)
+        return None
+    naming, _, proof = found.value.decode().partition(" ")
+    return proof, naming == _HASH
 
 
 def _first_user(store: Store) -> UserId | None:

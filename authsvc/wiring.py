@@ -35,7 +35,7 @@ from authsvc.settings import DEFAULT_ALG, KeySettings, Settings
 from authsvc.store import Store, open_store, prepare_store
 from authsvc.tokens import VerificationKey
 from authsvc.tokenshare import StoredTokens
-from authsvc.users import Users, check_naming
+from authsvc.users import Users, adopt, check_owner, take_over
 from authsvc.verifier import Verifier
 from authsvc.wechat import AccessTokens, WeChatClient, new_session
 
@@ -97,7 +97,11 @@ def prepare(settings: Settings, *, clock: Clock) -> Prepared:
     try:
         check_not_revived(keyring.keyset, store, folder.path)
         store.note_revoked_keys({key.id: key.revoked_at for key in keyring.keyset.keys if key.revoked_at is not None})
-        check_naming(store, hashed=settings.store_openid == "hash", now=now)
+        users = Users(keys=lambda: keyring, hashed=settings.store_openid == "hash")
+        adopt(store, users, now=now)
+        if settings.sandbox:
+            take_over(store, users)  # its keys and its store are thrown away one by one; nobody's ban is in there
+        check_owner(store, users, now=now)
     finally:
         store.close()
     return Prepared(keyring, offset_of(clock), tuple(said))

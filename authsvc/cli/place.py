@@ -12,8 +12,8 @@ from authsvc.clock import SystemClock
 from authsvc.errors import StoreUnavailable
 from authsvc.keyring import Keyring
 from authsvc.settings import SANDBOX_FOLDER, OperatorSettings, load_operator_settings
-from authsvc.store import Store, open_store, prepare_store, store_address
-from authsvc.users import Users, check_naming
+from authsvc.store import Store, check_store, open_store, store_address
+from authsvc.users import Users, check_owner
 from authsvc.wiring import open_keys
 
 
@@ -34,24 +34,27 @@ def place() -> Iterator[Place]:
     """Raises: SettingsError, KeysError, StoreUnavailable."""
     settings = operator_settings()
     keyring = open_keys(settings.keys).load(now=SystemClock().now())
-    hashed = settings.store_openid == "hash"
+    users = Users(keys=lambda: keyring, hashed=settings.store_openid == "hash")
     with opened_store(settings.store_url) as store:
-        check_naming(store, hashed=hashed, now=SystemClock().now())
-        yield Place(settings, keyring, store, Users(keys=lambda: keyring, hashed=hashed))
+        check_owner(store, users, now=SystemClock().now())
+        yield Place(settings, keyring, store, users)
 
 
 @contextmanager
-def opened_store(url: str, *, may_be_new: bool = False) -> Iterator[Store]:
-    """Raises: StoreUnavailable if there is none: a command in the wrong folder is not to work on an empty one."""
+def opened_store(url: str) -> Iterator[Store]:
+    """A store that is there. Nothing is made, and no table changed under a service that may be an older one.
+
+    Raises: StoreUnavailable if there is none: a command in the wrong place is not to work on an empty one.
+    """
     address = store_address(url)
-    if address.is_missing and not may_be_new:
+    if address.is_missing:
         sandbox = SANDBOX_FOLDER / "authsvc.db"
         hint = "is this the working folder of the service, and AUTHSVC_STORE what it has?"
         if sandbox.exists():
             hint = f"that of `make run` is {sandbox}: set AUTHSVC_SANDBOX=1 for the command to work on it"
         raise StoreUnavailable(f"there is no side store {address.shown}; {hint}")
-    prepare_store(url)
-    store = open_store(url)
+    check_store(url)
+    store = open_store(url, patient=True)
     try:
         yield store
     finally:

@@ -20,9 +20,9 @@ from authsvc.errors import KeysError, SealBroken, SettingsError
 from authsvc.keyset import Keyset, Kind
 from authsvc.retention import purge
 from authsvc.sealing import START_BYTES, key_id_of_start
-from authsvc.store import Census, Store, store_address
-from authsvc.storecopy import KINDS, Proved, StoreCopy
-from authsvc.users import Users, check_naming, is_hashed, naming
+from authsvc.store import Census, Store, prepare_store, store_address
+from authsvc.storecopy import KINDS, Proved, StoreCopy, end_move
+from authsvc.users import Users, adopt, check_owner, is_hashed, take_over
 from authsvc.wiring import open_keys
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON, times as Unix seconds.")
@@ -130,6 +130,32 @@ def store_purge(as_json: bool) -> None:
         click.echo(f"{purged:,} rows purged." if purged else "Nothing is over.")
 
 
+# ---- whose it is --------------------------------------------------------------------------------
+
+
+@store_commands.command("adopt")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@plain_errors
+def store_adopt(yes: bool) -> None:
+    """Let the store belong to the key folder that there is now, because the one it was made with is lost.
+
+    Also ends, before its day is over, the time in which a store that was copied refuses to forget anybody.
+    """
+    settings = operator_settings()
+    keyring = open_keys(settings.keys).load(now=SystemClock().now())
+    users = Users(keys=lambda: keyring, hashed=settings.store_openid == "hash")
+    with opened_store(settings.store_url) as store:
+        click.echo(
+            "What is in the store under keyed hashes will be found no more, if they were made under another index key: "
+            "bans of users who are forgotten; in Redis, and with AUTHSVC_STORE_OPENID=hash, all bans and users."
+        )
+        if not yes and not click.confirm("Go on?"):
+            raise click.Abort
+        take_over(store, users)
+        end_move(store)
+    click.echo(f"{store_address(settings.store_url).shown} belongs to {settings.keys.path} now.")
+
+
 # ---- migrate ------------------------------------------------------------------------------------
 
 
@@ -148,12 +174,18 @@ def store_migrate(to_url: str, as_json: bool) -> None:
     if source_name == target_name:
         raise SettingsError(["--to is the store that the service has already"])
     keyring = open_keys(settings.keys).load(now=SystemClock().now())
-    hashed = settings.store_openid == "hash"
-    with opened_store(settings.store_url) as source, opened_store(to_url, may_be_new=True) as target:
-        if is_hashed(naming(source, now=SystemClock().now())) and not hashed:
-            raise SettingsError(["the store has hashes in place of openids, which nobody turns back; set STORE_OPENID"])
-        check_naming(target, hashed=hashed, now=SystemClock().now())
-        users = Users(keys=lambda: keyring, hashed=hashed)
+    users = Users(keys=lambda: keyring, hashed=settings.store_openid == "hash")
+    now = SystemClock().now()
+    with opened_store(settings.store_url) as source:
+        if is_hashed(source, now=now) and not users.hashed:
+            raise SettingsError(
+                ["the store has hashes in place of openids, which nobody turns back; set AUTHSVC_STORE_OPENID=hash"]
+            )
+        check_owner(source, Users(keys=lambda: keyring, hashed=is_hashed(source, now=now)), now=now)
+        prepare_store(to_url)
+    with opened_store(settings.store_url) as source, opened_store(to_url) as target:
+        adopt(target, users, now=now)
+        check_owner(target, users, now=now)
         with _progress(source, shown=not as_json) as told:
             copy = StoreCopy(source, target, users=users, source_name=source_name, now=SystemClock().now, told=told)
             proved = copy.run()
@@ -186,15 +218,19 @@ def _print_proved(proved: tuple[Proved, ...], source_name: str, target_name: str
         table.add_row(one.kind, f"{one.rows:,}", f"{one.found:,}", f"{one.left_out:,}" if one.left_out else "")
     console().print(table)
     if any(one.left_out for one in proved):
-        click.echo("Left out are logins that are over, or sealed for an openid that the other store is not to have.")
+        click.echo(
+            "Left out is what would be of no use there: logins that are over, or sealed for an openid that the other "
+            "store is not to have, and what was forgotten, unbanned or renewed there since."
+        )
     if whole:
         click.echo(
-            "Every row was read again and is in the other store. Next: set AUTHSVC_STORE to it, restart the service, "
-            "and give this command once more, within a day, for what came in between. Until then `user forget` and "
-            "`user unban` are refused on the old store."
+            "Every other row was read again and is in the other store. Next: set AUTHSVC_STORE to it, restart the "
+            "service, and give this command once more, within a day, for what came in between (as it is here, with the "
+            "old AUTHSVC_STORE before it). Until then `user forget` and `user unban` are refused on the old store; if "
+            "you stay there, authsvc store adopt ends that."
         )
     else:
-        click.echo("NEEDS YOU: some rows came while this was counted; give the command again.")
+        click.echo("NEEDS YOU: the other store does not have all of it; give the command again.")
 
 
 def _print_json(**members: Any) -> None:

@@ -92,7 +92,8 @@ def user_export(openid: str, appid: str | None, reason: str, by: str | None) -> 
         user = _user(here, openid, appid)
         known, now = here.store.user(user), SystemClock().now()
         found = _found(here, openid, user, known, here.store.logins(user, now=now), now=now)
-        found["audit"] = [_audit_json(line) for line in _lines_of(here, user)]
+        # Not who did it, and why: that is about others.
+        found["audit"] = [{"at": line.at, "what": line.what} for line in _lines_of(here, user)]
         if known is not None:
             here.store.note(_audit_line("export", user, by=by, reason=reason))
     _print_json(exported_at=now, **found)
@@ -134,13 +135,16 @@ def user_ban(openid: str, appid: str | None, reason: str, by: str | None, as_jso
     """Let the user in no more; also one who has not come yet."""
     with place() as here:
         user = _user(here, openid, appid)
+        known = here.store.user(user)
         changed = here.store.ban(user, line=_audit_line("ban", user, by=by, reason=reason))
     said = (
         f"{openid} is banned in {user.appid}: no login, no /session route. Tokens that are out are good until they end."
         if changed
         else f"{openid} is banned in {user.appid} already; nothing was changed."
     )
-    _tell(as_json, said, changed=changed)
+    if known is None:
+        said += " Nobody has ever logged in there with this openid: is it the right one?"
+    _tell(as_json, said, changed=changed, known=known is not None)
 
 
 @user_commands.command("unban")
@@ -175,13 +179,14 @@ def user_forget(openid: str, appid: str | None, reason: str, by: str | None, yes
     so that forgetting lifts no ban.
     """
     with place() as here:
-        check_not_moving(here.store, now=SystemClock().now())
         user = _user(here, openid, appid)
         known = here.store.user(user)
         if known is not None and known.first_login_at and not yes:
             click.echo(f"All rows of {openid} in {user.appid} will be erased. That cannot be undone.", err=as_json)
             if not click.confirm("Go on?", err=as_json):
                 raise click.Abort
+        # Not before: an operator may take minutes to answer.
+        check_not_moving(here.store, now=SystemClock().now())
         gone = here.store.forget(user, line=_audit_line("forget", user, by=by, reason=reason))
     if gone is None:
         what = "Nothing is known" if known is None else "Nothing but the ban, under a keyed hash, is known"
@@ -218,11 +223,22 @@ def _audit_line(
     _line(reason, _MAX_REASON_CHARS, "a reason")
     actor = _line(by, _MAX_ACTOR_CHARS, "--by")
     if actor is None:
-        # Who became root for it is told apart from root.
-        name = os.environ.get("SUDO_USER") or getpass.getuser()
-        actor = f"{name}@{socket.gethostname()}"[:_MAX_ACTOR_CHARS]
+        actor = f"{_machine_user()}@{socket.gethostname()}"[:_MAX_ACTOR_CHARS]
+    if not actor.strip():
+        raise click.UsageError("--by is empty")
     line_id = os.urandom(_LINE_ID_BYTES).hex()
     return AuditLine(line_id, SystemClock().now(), actor, what, user.appid, user.digest, reason)
+
+
+def _machine_user() -> str:
+    # Who became root for it is told apart from root.
+    name = os.environ.get("SUDO_USER", "")
+    if name and name.isprintable() and name.isascii():
+        return name
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"  # of a container, say, which has no name for it
 
 
 def _lines_of(here: Place, user: UserId | None) -> list[AuditLine]:
@@ -242,6 +258,7 @@ def _found(
         "openid": openid,
         "known": known is not None,
         "digest": user.digest,
+        "user_in_log": here.keyring.pseudonym(user.appid, openid),
         "state": known.state if known else None,
         "state_since": known.state_since or None if known else None,
         "unionid": known.unionid if known else None,
@@ -286,14 +303,15 @@ _STATES: Final[dict[int, str]] = {0: "banned", 1: "may log in"}
 
 def _user_table(found: dict[str, Any], *, now: int) -> Table:
     def when(at: int | None) -> str:
-        return f"{local_time(at)}, {relative(at, now=now)}" if at else "never"
+        return f"{local_time(at)}, {relative(at, now=now)}" if at else "none, or forgotten"
 
     state = _STATES.get(found["state"], str(found["state"]))
     since = f", since {when(found['state_since'])}" if found["state_since"] else ""
     rows: dict[str, str] = {
         "appid": found["appid"],
         "openid": found["openid"],
-        "digest": found["digest"],
+        "in the audit log": found["digest"],
+        "in the service's log": found["user_in_log"],
         "state": state + since,
         "unionid": found["unionid"] or "unknown",
         "first login": when(found["first_login_at"]),

@@ -1,6 +1,6 @@
 """The side store: one row per login with its sealed session_key, one row per user. `protocol` says what a store is."""
 
-from authsvc.store.open import StoreAddress, open_store, prepare_store, store_address
+from authsvc.store.open import StoreAddress, check_store, open_store, prepare_store, store_address
 from authsvc.store.protocol import Store
 from authsvc.store.rows import (
     KEPT_LOGINS,
@@ -33,6 +33,7 @@ __all__ = [
     "StoreAddress",
     "UserId",
     "UserRow",
+    "check_store",
     "merged",
     "open_store",
     "prepare_store",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from sqlalchemy.engine import Connection, Dialect, Engine
 from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import PoolProxiedConnection
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.elements import ClauseElement
@@ -16,6 +17,11 @@ from sqlalchemy.sql.elements import ClauseElement
 from authsvc.errors import StoreUnavailable
 
 _Done = TypeVar("_Done")
+
+# Long enough for the other one to be done, and short enough to go unnoticed.
+_PAUSES_S: Final = (0.002, 0.01, 0.05)
+_MET_BY_SQLSTATE: Final = ("40001", "40P01")  # PostgreSQL: serialization_failure, deadlock_detected
+_MET_BY_NUMBER: Final = (1213,)  # MySQL: ER_LOCK_DEADLOCK
 
 
 class Database:
@@ -27,10 +33,11 @@ class Database:
 
     def __init__(self, engine: Engine, *, confirm: Callable[[DBAPIConnection], None] | None) -> None:
         self.dialect = engine.dialect
-        self.IntegrityError = engine.dialect.loaded_dbapi.IntegrityError
+        self._dbapi = engine.dialect.loaded_dbapi
         self._engine = engine
         self._confirm = confirm
-        self._engine_errors = (SQLAlchemyError, engine.dialect.loaded_dbapi.Error, OSError)
+        # A text that the database's own character set does not have is one of them.
+        self._engine_errors = (SQLAlchemyError, self._dbapi.Error, OSError, UnicodeError)
         # The write lock first: a transaction that began by reading cannot wait for it, and fails if another one writes.
         self._begin = "BEGIN IMMEDIATE" if engine.dialect.name == "sqlite" else None
 
@@ -61,13 +68,28 @@ class Database:
         self._confirmed(connection.dbapi_connection)
 
     def transact(self, act: Callable[[Connection], _Done], *, durable: bool = False) -> _Done:
-        """Do it in a transaction of its own, and once more from the beginning if another process added the same row
-        meanwhile. `durable`: what is committed is on the disk, whatever the database does with the rest."""
+        """Do it in a transaction of its own; see `retried`. `durable`: what is committed is on the disk, whatever the
+        database does with the rest."""
         with self._said():
+            return self.retried(lambda: self._transaction(act, durable=durable), undo=lambda: None)
+
+    def look(self, act: Callable[[Connection], _Done]) -> _Done:
+        """Read, and keep nobody who writes waiting."""
+        with self._said(), self._engine.connect() as connection:
+            return act(connection)
+
+    def retried(self, act: Callable[[], _Done], *, undo: Callable[[], None]) -> _Done:
+        """Do it, and again from the beginning if it met somebody who wrote the same: a row that is there by now, or a
+        deadlock, which the database ends by refusing one of the two."""
+        for pause_s in _PAUSES_S:
             try:
-                return self._transaction(act, durable=durable)
-            except IntegrityError:
-                return self._transaction(act, durable=durable)
+                return act()
+            except self._engine_errors as error:
+                if not self._has_met_another(error):
+                    raise
+                undo()
+                time.sleep(pause_s)
+        return act()
 
     def close(self) -> None:
         self._engine.dispose()
@@ -99,6 +121,15 @@ class Database:
                 yield
             case _:
                 yield  # MySQL has it for the whole server: innodb_flush_log_at_trx_commit, 1 unless somebody changed it
+
+    def _has_met_another(self, error: BaseException) -> bool:
+        original = getattr(error, "orig", None) or error
+        number = original.args[0] if original.args else None
+        return (
+            isinstance(original, self._dbapi.IntegrityError)
+            or getattr(original, "sqlstate", None) in _MET_BY_SQLSTATE
+            or number in _MET_BY_NUMBER
+        )
 
     def _confirmed(self, connection: DBAPIConnection | None) -> None:
         if self._confirm is not None and connection is not None:

@@ -22,6 +22,7 @@ from authsvc.store.rows import (
     SharedValue,
     UserId,
     UserRow,
+    banned_row,
     merged,
 )
 
@@ -115,7 +116,7 @@ class MemoryStore:
             self._add(line)
             del self._users[_key(user)]
             if row.state == STATE_BANNED:
-                self._bans[user.digest] = row.state_since
+                self._bans.setdefault(user.digest, row.state_since)
             return len(self._logins.pop(_key(user), ()))
 
     def note(self, line: AuditLine) -> None:
@@ -129,9 +130,7 @@ class MemoryStore:
 
     def _user(self, user: UserId) -> UserRow | None:
         row = self._users.get(_key(user))
-        if row is None and user.digest in self._bans:
-            return UserRow(user, STATE_BANNED, self._bans[user.digest], None, 0, 0)
-        return row
+        return banned_row(user, row, since=self._bans[user.digest]) if user.digest in self._bans else row
 
     # ---- values that processes share ----
 
@@ -220,7 +219,8 @@ class MemoryStore:
                     case LoginRow():
                         kept = self._logins.get(_key(row.user), ())
                         if all(row.sid != other.sid for other in kept):
-                            self._logins[_key(row.user)] = tuple(sorted((*kept, row), key=_by_start, reverse=True))
+                            in_order = sorted((*kept, row), key=_by_start, reverse=True)
+                            self._logins[_key(row.user)] = tuple(in_order[:KEPT_LOGINS])
                     case Ban():
                         self._bans.setdefault(row.digest, row.since)
                     case AuditLine():

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from sqlalchemy import inspect
 from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from authsvc.errors import SettingsError, StoreUnavailable
+from authsvc.store.database import cause
 from authsvc.store.protocol import Store
 from authsvc.store.redisurl import is_redis, need_driver, redis_address
 from authsvc.store.schema import REVISION
@@ -79,11 +81,9 @@ def _prepared_database(parsed: URL) -> tuple[str, ...]:
 
 def _is_up_to_date(engine: Engine) -> bool:
     try:
-        with engine.connect() as connection:
-            found = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalars().all()
-    except SQLAlchemyError:
-        return False  # there is none yet; or it will say so again
-    return found == [REVISION]
+        return _revision(engine) == REVISION
+    except StoreUnavailable:
+        return False  # and will say so again
 
 
 def _prepared_redis(url: str) -> tuple[str, ...]:
@@ -94,10 +94,62 @@ def _prepared_redis(url: str) -> tuple[str, ...]:
     return prepared(address)
 
 
-def open_store(url: str) -> Store:
+def check_store(url: str) -> None:
+    """Look whether there is a side store of this program's form at `url`; nothing is made or changed.
+
+    Raises: SettingsError for a URL that is not supported; StoreUnavailable if there is none.
+    """
+    shown = store_address(url).shown
+    try:
+        found = _form_of_redis(url) if is_redis(url) else _form_of_database(_parsed(url))
+    except StoreUnavailable as error:
+        raise StoreUnavailable(f"the side store {shown} cannot be used: {error}") from None
+    if found is None:
+        raise StoreUnavailable(f"there is no side store in {shown}; is AUTHSVC_STORE what the service has?")
+    if found != REVISION:
+        raise StoreUnavailable(
+            f"the side store {shown} is of another version of authsvc (schema {found!a:.20}, not {REVISION} as here): "
+            "start the service of this version on it first, or use the version that made it"
+        )
+
+
+def _form_of_redis(url: str) -> str | None:
+    address = redis_address(url)
+    need_driver()
+    from authsvc.store.redis import is_there
+
+    return REVISION if is_there(address) else None
+
+
+def _form_of_database(parsed: URL) -> str | None:
+    engine = _engine(parsed, patient=False)
+    try:
+        return _revision(engine)
+    finally:
+        engine.dispose()
+
+
+def _revision(engine: Engine) -> str | None:
+    """Raises: StoreUnavailable if the database does not answer."""
+    try:
+        with engine.connect() as connection:
+            if not inspect(connection).has_table("alembic_version"):
+                return None
+            found = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalars().all()
+    except (SQLAlchemyError, OSError) as error:
+        raise StoreUnavailable(f"it did not answer ({cause(error)})") from None
+    return "+".join(found) or None
+
+
+def _engine(parsed: URL, *, patient: bool) -> Engine:
+    return server_engine(parsed, patient=patient) if is_server(parsed) else sqlite_engine(SqliteFile(_path(parsed)))
+
+
+def open_store(url: str, *, patient: bool = False) -> Store:
     """The side store at `url`, prepared before. Call it in the process that uses it: connections do not survive a fork.
 
-    Neither makes nor looks for the database: until there is one, the store raises StoreUnavailable.
+    `patient`: for who may wait long for an answer that takes long. Neither makes nor looks for the database: until
+    there is one, the store raises StoreUnavailable.
     Raises: SettingsError for a URL that is not supported.
     """
     if is_redis(url):
@@ -109,7 +161,7 @@ def open_store(url: str) -> Store:
         return RedisStore(address)
     parsed = _parsed(url)
     if is_server(parsed):
-        return SqlStore(server_engine(parsed))
+        return SqlStore(server_engine(parsed, patient=patient))
     file = SqliteFile(_path(parsed))
     return SqlStore(sqlite_engine(file), confirm=file.check)
 

@@ -92,7 +92,7 @@ class Store(Protocol):
     def page(self, kind: type[Row], *, after: str, at_most: int, identify: Identify) -> tuple[list[Row], str | None]:
         """Some rows of a kind, and where to go on `after`; "" is the beginning, None the end.
 
-        A row that is there from the first page to the last is on one of them. Also without `at_most` a page is small.
+        A row that is there from the first page to the last is on one of them, or more. `at_most` is a wish.
         """
 
     def merge(self, rows: Sequence[Row]) -> None:

@@ -40,6 +40,7 @@ from authsvc.store.rows import (
     SharedValue,
     UserId,
     UserRow,
+    banned_row,
 )
 
 SCHEMA: Final = b"1"
@@ -165,8 +166,8 @@ class RedisStore:
         for keys in self._found("login:"):
             for key, (sealed,) in self._fields(keys, "sealed"):
                 if sealed is not None and sealed.startswith(sealed_start):
-                    start, _, sid = key.decode().rpartition(":")
-                    index = start.replace("login:", "logins:", 1)
+                    user, _, sid = key.decode().removeprefix(self._key("login:")).rpartition(":")
+                    index = self._key(f"logins:{user}")
                     with self.client() as client:
                         dropped += int(_run(client, scripts.DROP_LOGIN, [key, index], [sid, sealed]))
         return dropped
@@ -210,13 +211,13 @@ class RedisStore:
         )
 
     def page(self, kind: type[Row], *, after: str, at_most: int, identify: Identify) -> tuple[list[Row], str | None]:
-        """Of what is one key in Redis, everything is on one page; `at_most` is what Redis takes it for (SCAN COUNT)."""
+        """`at_most` is what Redis takes it for (SCAN COUNT)."""
         with self.client() as client:
-            if kind is AuditLine:
-                return [AuditLine(**json.loads(text)) for text in client.hvals(self._key("audit"))], None
-            if kind is RevokedKey:
-                found = client.hgetall(self._key("revoked_keys"))
-                return [RevokedKey(key_id.decode(), int(at)) for key_id, at in found.items()], None
+            if kind is AuditLine or kind is RevokedKey:
+                name = "audit" if kind is AuditLine else "revoked_keys"
+                cursor, found = client.hscan(self._key(name), int(after or "0"), count=at_most)
+                read = _line if kind is AuditLine else _revoked_key
+                return [read(key, text) for key, text in found.items()], str(cursor) if cursor else None
             keys, later = self._scan(client, "ban:" if kind is Ban else "user:", after=after, count=at_most)
             rows: list[Row] = []
             for key in keys:
@@ -267,10 +268,8 @@ class RedisStore:
 
     def _read_user(self, client: Any, user: UserId) -> UserRow | None:
         row = _user_row(client.hgetall(self._user(user)), lambda _appid, _openid: user)
-        if row is None:
-            since = client.get(self._ban(user))
-            return None if since is None else UserRow(user, STATE_BANNED, int(since), None, 0, 0)
-        return row
+        since = client.get(self._ban(user))
+        return row if since is None else banned_row(user, row, since=int(since))
 
     def _read_logins(self, client: Any, user: UserId) -> list[LoginRow]:
         found = _run(client, scripts.LOGINS, [self._logins(user)], [self._login(user, "")])
@@ -289,7 +288,7 @@ class RedisStore:
                 _run(client, scripts.MERGE_USER, [self._user(user)], [user.appid, user.openid, *state])
             case LoginRow(user=user):
                 keys = [self._login(user, row.sid), self._logins(user)]
-                _run(client, scripts.MERGE_LOGIN, keys, [self._login(user, ""), *_login_values(row)])
+                _run(client, scripts.MERGE_LOGIN, keys, [self._login(user, ""), *_login_values(row), KEPT_LOGINS])
             case Ban():
                 client.set(self._key(f"ban:{{{row.digest}}}"), row.since, nx=True)
             case AuditLine():
@@ -307,17 +306,21 @@ class RedisStore:
             yield keys
 
     def _scan(self, client: Any, name: str, *, after: str, count: int) -> tuple[list[bytes], str | None]:
-        """`after`: the number of the node, and where it goes on there. A key may be found twice (SCAN)."""
+        """`after`: which servers there are, the number of the one that it is at, and where it goes on there.
+
+        A cursor says nothing to another server: if they have changed, as after a failover, it begins again. A key may
+        be found twice (SCAN).
+        """
         nodes = _nodes(client)
-        number, cursor = map(int, after.split(":")) if after else (0, 0)
-        if number >= len(nodes):
-            raise StoreUnavailable("the cluster has changed; begin again")
-        where = {} if nodes[number] is None else {"target_nodes": nodes[number]}
-        found, keys = client.scan(cursor, match=f"{self._prefix}{name}*", count=count, **where)
-        cursor = next(iter(found.values())) if isinstance(found, dict) else found
-        if cursor == 0:
-            number += 1
-        return list(keys), f"{number}:{cursor}" if number < len(nodes) else None
+        servers = "+".join(str(each["run_id"])[:16] for each in infos(client, "server"))
+        were, number, cursor = after.split("/") if after else (servers, "0", "0")
+        at, position = (int(number), int(cursor)) if were == servers else (0, 0)
+        where = {} if nodes[at] is None else {"target_nodes": nodes[at]}
+        found, keys = client.scan(position, match=f"{self._prefix}{name}*", count=count, **where)
+        position = next(iter(found.values())) if isinstance(found, dict) else found
+        if position == 0:
+            at += 1
+        return list(keys), f"{servers}/{at}/{position}" if at < len(nodes) else None
 
     def _fields(self, keys: Sequence[bytes], *names: str) -> list[tuple[bytes, list[Any]]]:
         with self.client() as client:
@@ -365,27 +368,43 @@ def prepared(address: RedisAddress) -> tuple[str, ...]:
         store.close()
 
 
+def is_there(address: RedisAddress) -> bool:
+    """Whether there is a side store at all. Raises: StoreUnavailable."""
+    store = RedisStore(address)
+    try:
+        with store.client() as client:
+            return _check_schema(client, prefix=address.prefix)
+    finally:
+        store.close()
+
+
 def _looked_at(client: Any, *, prefix: str) -> tuple[str, ...]:
-    client.set(f"{prefix}schema", SCHEMA, nx=True)
-    found = client.get(f"{prefix}schema")
-    if found != SCHEMA:
-        raise StoreUnavailable(
-            f"the side store was made by a newer authsvc than this one (schema {found!a:.20}); run that one, or give "
-            "AUTHSVC_STORE another database or prefix"
-        )
+    _check_schema(client, prefix=prefix)
     for memory in infos(client, "memory"):
         policy = str(memory.get("maxmemory_policy", ""))
-        if int(memory.get("maxmemory", 0)) and policy.startswith("allkeys"):
+        if int(memory.get("maxmemory", 0)) and policy != "noeviction":
             raise StoreUnavailable(
-                f"when its memory is full, this Redis throws away any key (maxmemory-policy {policy}), bans too; "
-                "set noeviction, or volatile-ttl, which takes logins alone"
+                f"when its memory is full, this Redis throws keys away (maxmemory-policy {policy}): bans, or the index "
+                "by which a user's logins are found and erased; set noeviction, and logins are refused then instead"
             )
+    client.set(f"{prefix}schema", SCHEMA, nx=True)
     if not all(int(each.get("aof_enabled", 0)) for each in infos(client, "persistence")):
         return (
             "WARNING: this Redis writes no log (appendonly no): a crash of it takes the last logins, whose users log "
             "in again, and the last bans and revoked keys, which stay lost",
         )
     return ()
+
+
+def _check_schema(client: Any, *, prefix: str) -> bool:
+    """False if there is no side store. Raises: StoreUnavailable for one of a newer program."""
+    found = client.get(f"{prefix}schema")
+    if found not in (None, SCHEMA):
+        raise StoreUnavailable(
+            f"the side store was made by a newer authsvc than this one (schema {found!a:.20}); run that one, or give "
+            "AUTHSVC_STORE another database or prefix"
+        )
+    return found is not None
 
 
 def cause(error: BaseException) -> str:
@@ -415,6 +434,14 @@ def _run(client: Any, script: scripts.Script, keys: Sequence[str | bytes], value
 def _check_kept(answer: bytes) -> None:
     if answer != b"kept":
         raise StoreUnavailable("the side store did not take the login: its sid is taken")
+
+
+def _line(_id: bytes, text: bytes) -> Row:
+    return AuditLine(**json.loads(text))
+
+
+def _revoked_key(key_id: bytes, at: bytes) -> Row:
+    return RevokedKey(key_id.decode(), int(at))
 
 
 def _digest(key: bytes) -> str:

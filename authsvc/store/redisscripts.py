@@ -53,7 +53,7 @@ PUT: Final = _script(
 local user, ban, index, login = unpack(KEYS)
 local appid, openid, sid, sealed, started, created, expires, unionid, prefix, most = unpack(ARGV)
 local state = redis.call('HGET', user, 'state')
-if state == '0' or (not state and redis.call('EXISTS', ban) == 1) then return 'banned' end
+if state == '0' or redis.call('EXISTS', ban) == 1 then return 'banned' end
 local there = redis.call('HMGET', login, 'sealed', 'started_at_us')
 if there[1] then
   -- The answer got lost, and it is said again.
@@ -86,14 +86,19 @@ REPLACE: Final = _script(
     + """
 local user, index = unpack(KEYS)
 local prefix, gone = ARGV[1], tonumber(ARGV[2])
+local sid, sealed, started, created, expires = unpack(ARGV, 3 + 2 * gone)
+local there = sid and redis.call('HGET', prefix .. sid, 'sealed')
+for n = 3, 1 + 2 * gone, 2 do
+  if ARGV[n] == sid and ARGV[n + 1] == there then there = false end
+end
+-- The same is there if it was done, and is said again because the answer got lost.
+if there then return there == sealed and 'kept' or 'taken' end
 for n = 3, 1 + 2 * gone, 2 do
   local login = prefix .. ARGV[n]
   if redis.call('HGET', login, 'sealed') == ARGV[n + 1] then redis.call('DEL', login) end
 end
 local state = redis.call('HGET', user, 'state')
-if #ARGV > 2 + 2 * gone and state and state ~= '0' then
-  local sid, sealed, started, created, expires = unpack(ARGV, 3 + 2 * gone)
-  if redis.call('EXISTS', prefix .. sid) == 1 then return 'taken' end
+if sid and state and state ~= '0' then
   add(prefix .. sid, index, prefix, sid, sealed, started, created, expires)
 end
 tidy(index, prefix, nil, nil)
@@ -135,7 +140,7 @@ for _, sid in ipairs(redis.call('ZRANGE', index, 0, -1)) do
   gone = gone + redis.call('DEL', ARGV[1] .. sid)
 end
 redis.call('DEL', index, user)
-if row[1] == '0' then redis.call('SET', ban, row[2]) end
+if row[1] == '0' then redis.call('SET', ban, row[2], 'NX') end
 return gone
 """)
 
@@ -161,10 +166,10 @@ MERGE_LOGIN: Final = _script(
     _COMMON
     + """
 local login, index = unpack(KEYS)
-local prefix, sid, sealed, started, created, expires = unpack(ARGV)
+local prefix, sid, sealed, started, created, expires, most = unpack(ARGV)
 if redis.call('EXISTS', login) == 0 then
   add(login, index, prefix, sid, sealed, started, created, expires)
-  tidy(index, prefix, nil, nil)
+  tidy(index, prefix, nil, tonumber(most))
 end
 return 'kept'
 """

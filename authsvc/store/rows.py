@@ -99,6 +99,13 @@ class Census:
     audit_lines: int
 
 
+def banned_row(user: UserId, found: UserRow | None, *, since: int) -> UserRow:
+    """The row of a user of whom there is a Ban."""
+    if found is None:
+        return UserRow(user, STATE_BANNED, since, None, 0, 0)
+    return replace(found, state=STATE_BANNED, state_since=max(found.state_since, since))
+
+
 def merged(here: UserRow, there: UserRow) -> UserRow:
     """One row of two stores' rows of a user: every visit counts, and of what was set the later; if that cannot be told,
     the ban."""

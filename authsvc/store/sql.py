@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from sqlalchemy import bindparam, case, func, literal_column, select
+from sqlalchemy import bindparam, case, exists, func, literal_column, select
 from sqlalchemy.engine import Engine
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.pool import PoolProxiedConnection
@@ -27,6 +27,7 @@ from authsvc.store.rows import (
     SharedValue,
     UserId,
     UserRow,
+    banned_row,
 )
 from authsvc.store.schema import BANS, LOGINS, REVOKED_KEYS, SHARED, USERS
 from authsvc.store.sqlusers import ban, forget, note, unban
@@ -39,7 +40,12 @@ _LAST_STARTED_FIRST = (LOGINS.c.started_at_us.desc(), LOGINS.c.sid.desc())
 
 _NOTE_VISIT: Final = (
     USERS.update()
-    .where(*_IS_USER, USERS.c.state != literal_column(str(STATE_BANNED)))
+    .where(
+        *_IS_USER,
+        USERS.c.state != literal_column(str(STATE_BANNED)),
+        # A ban holds also where there should be no user beside it, as after two stores were mixed up.
+        ~exists().where(BANS.c.digest == bindparam("digest_")),
+    )
     .values(
         unionid=func.coalesce(bindparam("unionid_", type_=USERS.c.unionid.type), USERS.c.unionid),
         last_login_at=case(
@@ -140,12 +146,8 @@ class SqlStore:
             "now_": login.created_at,
         }
         with self._database.connection() as connection:
-            try:
-                self._put(connection, values)
-            except self._database.IntegrityError:
-                # Two first logins of one user met, or one and a ban, and the other has added the user by now.
-                connection.rollback()
-                self._put(connection, values)
+            # Two first logins of one user meet, or one and a ban.
+            self._database.retried(lambda: self._put(connection, values), undo=connection.rollback)
 
     def _put(self, connection: PoolProxiedConnection, values: Mapping[str, object]) -> None:
         with self._database.written(connection) as cursor:
@@ -154,14 +156,16 @@ class SqlStore:
             if cursor.rowcount == 0:
                 self._locked_state.run(cursor, values)
                 row = cursor.fetchone()
-                if row is None:
-                    self._ban.run(cursor, values)
-                    if cursor.fetchone() is not None:
-                        raise UserBanned("this user is banned")
-                    self._add_user.run(cursor, values)
-                elif row[0] == STATE_BANNED:
+                if row is not None and row[0] == STATE_BANNED:
                     raise UserBanned("this user is banned")
-                else:  # added by another first login between the two statements
+                if row is None:
+                    self._add_user.run(cursor, values)
+                # Only now that who bans the user has to wait for this one: else a ban, and the user's being forgotten,
+                # could come in between.
+                self._ban.run(cursor, values)
+                if cursor.fetchone() is not None:
+                    raise UserBanned("this user is banned")
+                if row is not None:  # added by another first login between the first two statements
                     self._note_visit.run(cursor, values)
             self._add_login.run(cursor, values)
             self._drop_old_logins.run(cursor, values)
@@ -172,8 +176,14 @@ class SqlStore:
             return tuple(LoginRow(user, row[0], bytes(row[1]), *row[2:]) for row in cursor.fetchall())
 
     def replace_logins(self, user: UserId, gone: Sequence[LoginRow], *, by: LoginRow | None) -> None:
+        with self._database.connection() as connection:
+            self._database.retried(lambda: self._replace(connection, user, gone, by), undo=connection.rollback)
+
+    def _replace(
+        self, connection: PoolProxiedConnection, user: UserId, gone: Sequence[LoginRow], by: LoginRow | None
+    ) -> None:
         values = _of_user(user)
-        with self._database.connection() as connection, self._database.written(connection) as cursor:
+        with self._database.written(connection) as cursor:
             # The user's row first, as a login does: they come one by one.
             self._locked_state.run(cursor, values)
             row = cursor.fetchone()
@@ -188,11 +198,10 @@ class SqlStore:
         with self._database.connection() as connection, cursor_of(connection) as cursor:
             self._user.run(cursor, _of_user(user))
             row = cursor.fetchone()
-            if row is not None:
-                return UserRow(user, *row)
             self._ban.run(cursor, _of_user(user))
             ban = cursor.fetchone()
-            return None if ban is None else UserRow(user, STATE_BANNED, ban[0], None, 0, 0)
+            found = None if row is None else UserRow(user, *row)
+            return found if ban is None else banned_row(user, found, since=ban[0])
 
     def ban(self, user: UserId, *, line: AuditLine) -> bool:
         return ban(self._database, user, line)
@@ -217,28 +226,29 @@ class SqlStore:
     def share(self, value: SharedValue) -> None:
         values = _shared_values(value)
         with self._database.connection() as connection:
-            while True:
-                try:
-                    with self._database.written(connection) as cursor:
-                        self._set_shared.run(cursor, values)
-                        if cursor.rowcount == 0:
-                            self._add_shared.run(cursor, values)
-                    return
-                except self._database.IntegrityError:
-                    connection.rollback()  # another process added one between the two statements
+            self._database.retried(lambda: self._share(connection, values), undo=connection.rollback)
+
+    def _share(self, connection: PoolProxiedConnection, values: Mapping[str, object]) -> None:
+        with self._database.written(connection) as cursor:
+            self._set_shared.run(cursor, values)
+            if cursor.rowcount == 0:
+                self._add_shared.run(cursor, values)
 
     def share_first(self, value: SharedValue, *, now: int) -> bool:
         values = _shared_values(value) | {"now_": now}
         with self._database.connection() as connection:
-            try:
-                with self._database.written(connection) as cursor:
-                    self._set_expired.run(cursor, values)
-                    if cursor.rowcount == 0:
-                        self._add_shared.run(cursor, values)
+            return self._database.retried(lambda: self._share_first(connection, values), undo=connection.rollback)
+
+    def _share_first(self, connection: PoolProxiedConnection, values: Mapping[str, object]) -> bool:
+        with self._database.written(connection) as cursor:
+            self._set_expired.run(cursor, values)
+            if cursor.rowcount == 1:
                 return True
-            except self._database.IntegrityError:
-                connection.rollback()
+            self._shared_value.run(cursor, values)
+            if cursor.fetchone() is not None:
                 return False
+            self._add_shared.run(cursor, values)
+            return True
 
     def unshare(self, value: SharedValue) -> None:
         with self._database.connection() as connection, self._database.written(connection) as cursor:

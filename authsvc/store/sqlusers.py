@@ -20,7 +20,7 @@ def ban(database: Database, user: UserId, line: AuditLine) -> bool:
     def act(connection: Connection) -> bool:
         found = connection.execute(_locked(user)).one_or_none()
         if found is None:
-            if connection.execute(select(BANS.c.since).where(BANS.c.digest == user.digest)).first() is not None:
+            if _is_in_bans(connection, user):
                 return False
             # Of somebody who has never come. In the same table as the others, so that a first login meets it.
             connection.execute(
@@ -68,7 +68,7 @@ def forget(database: Database, user: UserId, line: AuditLine) -> int | None:
         is_users = (LOGINS.c.appid == user.appid, LOGINS.c.openid == user.openid)
         gone = connection.execute(LOGINS.delete().where(*is_users)).rowcount
         connection.execute(USERS.delete().where(*_is(user)))
-        if found.state == STATE_BANNED:
+        if found.state == STATE_BANNED and not _is_in_bans(connection, user):
             connection.execute(BANS.insert().values(digest=user.digest, since=found.state_since))
         _add(connection, line)
         return gone
@@ -83,6 +83,10 @@ def note(database: Database, line: AuditLine) -> None:
 def _locked(user: UserId) -> Select[tuple[int, int, int]]:
     """The user's row first, as a login does: they come one by one."""
     return select(USERS.c.state, USERS.c.state_since, USERS.c.first_login_at).where(*_is(user)).with_for_update()
+
+
+def _is_in_bans(connection: Connection, user: UserId) -> bool:
+    return connection.execute(select(BANS.c.since).where(BANS.c.digest == user.digest)).first() is not None
 
 
 def _is(user: UserId) -> tuple[ColumnElement[bool], ColumnElement[bool]]:

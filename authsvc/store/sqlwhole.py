@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict, fields
 from typing import Any, Final
 
-from sqlalchemy import Column, ColumnElement, Table, and_, bindparam, case, func, or_, select, tuple_
+from sqlalchemy import Column, ColumnElement, Delete, Select, Table, and_, bindparam, case, func, or_, select, tuple_
 from sqlalchemy.engine import Connection, RowMapping
 
 from authsvc.store.database import Database
 from authsvc.store.protocol import Identify
 from authsvc.store.rows import (
+    KEPT_LOGINS,
     STATE_BANNED,
     AuditLine,
     Ban,
@@ -28,6 +29,9 @@ from authsvc.store.schema import AUDIT, BANS, LOGINS, REVOKED_KEYS, SHARED, USER
 
 # So many in one transaction: logins that wait for the same lock are not to notice that a store is emptied.
 _DROPPED_AT_ONCE: Final = 500
+_READ_AT_ONCE: Final = 5_000
+# No more than what a statement may have parameters for, three for each row, and SQLite depth for an OR.
+_MERGED_AT_ONCE: Final = 250
 
 _LOGIN_KEY: Final = (LOGINS.c.appid, LOGINS.c.openid, LOGINS.c.sid)
 _DROP_LOGIN: Final = LOGINS.delete().where(*(column == bindparam(f"{column.name}_") for column in _LOGIN_KEY))
@@ -61,29 +65,36 @@ def drop_sealed(database: Database, sealed_start: bytes) -> int:
     def starts(column: ColumnElement[bytes]) -> ColumnElement[bool]:
         return func.substr(column, 1, len(sealed_start)) == bindparam("start", sealed_start, type_=column.type)
 
-    def drop_some(connection: Connection, after: Sequence[str]) -> tuple[int, Sequence[str] | None]:
-        # Onwards from the last one found: what lies before it has been looked at.
-        is_one = and_(starts(LOGINS.c.sealed_session_key), _is_after(_LOGIN_KEY, after, database))
-        found = connection.execute(
-            select(*_LOGIN_KEY).where(is_one).order_by(*_LOGIN_KEY).limit(_DROPPED_AT_ONCE)
-        ).all()
-        return _drop_logins(connection, found), found[-1] if found else None
-
+    drop = _DROP_LOGIN.where(starts(LOGINS.c.sealed_session_key))
+    start = func.substr(LOGINS.c.sealed_session_key, 1, len(sealed_start))
     database.transact(lambda connection: connection.execute(SHARED.delete().where(starts(SHARED.c.value))))
     dropped = 0
     after: Sequence[str] | None = ("", "", "")
     while after is not None:
-        here = after
-        some, after = database.transact(lambda connection, here=here: drop_some(connection, here))  # type: ignore[misc]
-        dropped += some
+        # By the key, whatever they are sealed under: no database has an index by the beginning of a blob.
+        some = select(*_LOGIN_KEY, start).where(_is_after(_LOGIN_KEY, after, database))
+        some = some.order_by(*_LOGIN_KEY).limit(_READ_AT_ONCE)
+        found = _looked_up(database, some)
+        burnt = [row[:-1] for row in found if bytes(row[-1]) == sealed_start]
+        for n in range(0, len(burnt), _DROPPED_AT_ONCE):
+            dropped += _dropped(database, drop, burnt[n : n + _DROPPED_AT_ONCE])
+        after = found[-1][:-1] if found else None
     return dropped
 
 
-def _drop_logins(connection: Connection, found: Sequence[Any]) -> int:
+def _looked_up(database: Database, statement: Select[Any]) -> Sequence[Any]:
+    return database.look(lambda connection: connection.execute(statement).all())
+
+
+def _dropped(database: Database, drop: Delete, keys: Sequence[Any]) -> int:
+    return database.transact(lambda connection: _drop_logins(connection, keys, drop))
+
+
+def _drop_logins(connection: Connection, found: Sequence[Any], drop: Delete = _DROP_LOGIN) -> int:
     if not found:
         return 0
     keys = [dict(zip((f"{column.name}_" for column in _LOGIN_KEY), row, strict=True)) for row in found]
-    return connection.execute(_DROP_LOGIN, keys).rowcount
+    return connection.execute(drop, keys).rowcount
 
 
 def census(database: Database, *, now: int, start_bytes: int) -> Census:
@@ -114,7 +125,7 @@ def census(database: Database, *, now: int, start_bytes: int) -> Census:
             audit_lines=connection.execute(select(func.count()).select_from(AUDIT)).scalar_one(),
         )
 
-    return database.transact(act)
+    return database.look(act)
 
 
 def page(
@@ -125,12 +136,17 @@ def page(
     key = tuple(table.primary_key.columns)
     last = tuple(json.loads(after)) if after else ("",) * len(key)
     statement = select(table).where(_is_after(key, last, database)).order_by(*key).limit(at_most)
-    found = database.transact(lambda connection: connection.execute(statement).mappings().all())
+    found = database.look(lambda connection: connection.execute(statement).mappings().all())
     rows = [_READ[kind](row, identify) for row in found]
     return rows, json.dumps([found[-1][column.name] for column in key]) if len(found) == at_most else None
 
 
 def merge(database: Database, rows: Sequence[Row]) -> None:
+    for n in range(0, len(rows), _MERGED_AT_ONCE):
+        _merge_some(database, rows[n : n + _MERGED_AT_ONCE])
+
+
+def _merge_some(database: Database, rows: Sequence[Row]) -> None:
     def act(connection: Connection) -> None:
         for kind, table in _TABLES.items():
             values = {_key(table, written): written for written in map(_written, (r for r in rows if type(r) is kind))}
@@ -139,17 +155,30 @@ def merge(database: Database, rows: Sequence[Row]) -> None:
             key = tuple(table.primary_key.columns)
             known = connection.execute(
                 # In order, so that two who take over the same rows wait for one another in the same order.
-                select(table).where(tuple_(*key).in_(list(values))).order_by(*key).with_for_update()
+                select(table).where(_is_one_of(key, list(values), database)).order_by(*key).with_for_update()
             ).mappings()
-            for row in known:
+            for row in known.all():
                 came = values.pop(_key(table, row))
                 if kind is UserRow:
                     _merge_user(connection, row, came)
             if values:
                 connection.execute(table.insert(), list(values.values()))
+            if kind is LoginRow:
+                _trim(connection, {(row["appid"], row["openid"]) for row in values.values()}, database)
 
-    if rows:
-        database.transact(act, durable=True)
+    database.transact(act, durable=True)
+
+
+def _trim(connection: Connection, users: Set[tuple[str, str]], database: Database) -> None:
+    """Leave no more logins to these users than a user has."""
+    if not users:
+        return
+    of_user = (LOGINS.c.appid, LOGINS.c.openid)
+    crowded = select(*of_user).where(_is_one_of(of_user, sorted(users), database)).group_by(*of_user)
+    for appid, openid in connection.execute(crowded.having(func.count() > KEPT_LOGINS)).all():
+        is_users = and_(LOGINS.c.appid == appid, LOGINS.c.openid == openid)
+        by_start = select(*_LOGIN_KEY).where(is_users).order_by(LOGINS.c.started_at_us.desc(), LOGINS.c.sid.desc())
+        _drop_logins(connection, connection.execute(by_start).all()[KEPT_LOGINS:])
 
 
 def _merge_user(connection: Connection, here: RowMapping, came: Mapping[str, Any]) -> None:
@@ -206,6 +235,15 @@ def _written(row: Row) -> dict[str, Any]:
 
 def _key(table: Table, row: Mapping[Any, Any]) -> tuple[Any, ...]:
     return tuple(row[column.name] for column in table.primary_key.columns)
+
+
+def _is_one_of(
+    key: Sequence[Column[Any]], values: Sequence[tuple[Any, ...]], database: Database
+) -> ColumnElement[bool]:
+    if database.dialect.name != "sqlite":
+        return tuple_(*key).in_(values)
+    # SQLite finds no index for a list of rows.
+    return or_(*(and_(*(column == one for column, one in zip(key, value, strict=True))) for value in values))
 
 
 def _is_after(key: Sequence[Column[Any]], last: Sequence[str], database: Database) -> ColumnElement[bool]:

@@ -97,8 +97,10 @@ def _emptied(url: str) -> Store:
     store = _prepared(url)
     engine = server_engine(make_url(url))
     with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":
+            # Lines of the audit log withstand whoever is not an administrator.
+            connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
         for table in METADATA.sorted_tables:
-            # Not DELETE, which lines of the audit log withstand.
             connection.exec_driver_sql(f"TRUNCATE TABLE {table.name}")
     engine.dispose()
     return store

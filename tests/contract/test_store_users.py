@@ -139,6 +139,23 @@ def test_a_ban_of_a_forgotten_user_is_no_ban_of_another(store: Store) -> None:
     assert store.user(user_id(openid="oThird")) is None
 
 
+def test_a_ban_holds_also_beside_a_user_who_came_from_another_store(store: Store) -> None:
+    store.put_login(login("s1"), unionid="u1")
+    ban(store, USER, at=NOW + 1)
+    forget(store, USER, at=NOW + 2)
+    store.merge([UserRow(USER, STATE_ACTIVE, 0, "u1", NOW, NOW)])
+    found = store.user(USER)
+    assert found is not None
+    assert (found.state, found.state_since) == (STATE_BANNED, NOW + 1)
+    with pytest.raises(UserBanned):
+        store.put_login(login("s2", at=NOW + 3), unionid=None)
+    assert forget(store, USER, at=NOW + 4) == 0
+    with pytest.raises(UserBanned):
+        store.put_login(login("s3", at=NOW + 5), unionid=None)
+    assert unban(store, USER, at=NOW + 6) is True
+    store.put_login(login("s4", at=NOW + 7), unionid=None)
+
+
 # ---- the lines ----------------------------------------------------------------------------------
 
 

@@ -129,6 +129,15 @@ def test_users_whose_names_share_a_beginning_are_each_on_one_page(store: Store) 
         assert len(found) == len(names) * (3 if kind is LoginRow else 1)
 
 
+def test_a_page_of_a_large_store_is_about_as_large_as_was_wished(store: Store) -> None:
+    lines = [audit_line("export", USER) for _ in range(2_000)]
+    store.merge(lines)
+    first, later = store.page(AuditLine, after="", at_most=100, identify=user_id)
+    assert len(first) <= 1_000
+    assert later is not None
+    assert set(rows_of(store, AuditLine, at_most=100)) == set(lines)
+
+
 # ---- merge --------------------------------------------------------------------------------------
 
 
@@ -158,6 +167,13 @@ def test_what_was_taken_over_is_at_work(store: Store) -> None:
     store.put_login(login("new", openid="oUser3", at=NOW + 1000), unionid=None)
     assert [row.sid for row in store.logins(user, now=NOW)] == ["new", "s2", "s1"]
     assert forget(store, user) == 3
+
+
+def test_of_many_logins_of_a_user_that_are_taken_over_the_three_that_started_last_stay(store: Store) -> None:
+    for n in range(3):
+        store.put_login(login(f"here-{n}", at=NOW + 2 * n), unionid=None)
+    store.merge([login(f"there-{n}", at=NOW + 1 + 2 * n) for n in range(3)])
+    assert [row.sid for row in store.logins(USER, now=NOW)] == ["there-2", "here-2", "there-1"]
 
 
 def test_a_login_that_is_here_already_stays_as_it_is(store: Store) -> None:

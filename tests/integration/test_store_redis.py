@@ -188,6 +188,25 @@ def test_a_put_whose_answer_got_lost_may_be_said_again(store: RedisStore) -> Non
     assert store.logins(USER, now=NOW) == (row,)
 
 
+def test_a_renewal_whose_answer_got_lost_may_be_said_again(store: RedisStore) -> None:
+    rows = [login("s1"), login("s2", at=NOW + 1)]
+    for row in rows:
+        store.put_login(row, unionid=None)
+    renewed = replace(rows[1], sealed_session_key=b"renewed")
+    for _ in range(2):
+        store.replace_logins(USER, rows, by=renewed)
+    assert store.logins(USER, now=NOW) == (renewed,)
+
+
+def test_a_renewal_that_is_refused_takes_nothing_away(store: RedisStore) -> None:
+    rows = [login("s1"), login("s2", at=NOW + 1)]
+    for row in rows:
+        store.put_login(row, unionid=None)
+    with pytest.raises(StoreUnavailable):
+        store.replace_logins(USER, rows[:1], by=replace(rows[1], sealed_session_key=b"another"))
+    assert store.logins(USER, now=NOW) == (rows[1], rows[0])
+
+
 def test_two_prefixes_are_two_stores(store: RedisStore, url: str) -> None:
     store.put_login(login("s1"), unionid=None)
     ban(store, USER)
@@ -222,9 +241,11 @@ def test_a_redis_that_may_throw_bans_away_is_refused_and_one_without_a_log_is_wa
         client.config_set("maxmemory-policy", "allkeys-lru")
         assert prepare_store(own.url) == (), "as long as there is no limit"
         client.config_set("maxmemory", "100mb")
-        with pytest.raises(StoreUnavailable, match="maxmemory-policy allkeys-lru"):
-            prepare_store(own.url)
-        client.config_set("maxmemory-policy", "volatile-ttl")
+        for policy in ("allkeys-lru", "volatile-ttl"):
+            client.config_set("maxmemory-policy", policy)
+            with pytest.raises(StoreUnavailable, match=f"maxmemory-policy {policy}"):
+                prepare_store(own.url)
+        client.config_set("maxmemory-policy", "noeviction")
         client.config_set("appendonly", "no")
         (said,) = prepare_store(own.url)
     assert said.startswith("WARNING: this Redis writes no log")

@@ -108,7 +108,7 @@ def test_an_older_program_refuses_a_newer_schema(url: str) -> None:
         prepare_store(url)
 
 
-@pytest.mark.parametrize("statement", ["DELETE FROM audit", "UPDATE audit SET reason = 'none'"])
+@pytest.mark.parametrize("statement", ["DELETE FROM audit", "UPDATE audit SET reason = 'none'", "TRUNCATE audit"])
 @pytest.mark.parametrize("server", [POSTGRESQL], ids=["PostgreSQL"])  # MySQL lets administrators alone make triggers
 def test_no_line_of_the_audit_log_is_changed_or_taken_away(url: str, statement: str) -> None:
     prepare_store(url)

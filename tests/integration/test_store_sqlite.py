@@ -410,7 +410,14 @@ def test_what_an_operator_does_is_synced_at_once_and_logins_are_not_again(store:
     assert commits == ["NORMAL", "FULL", "FULL", "FULL", "FULL", "NORMAL", "NORMAL"]
 
 
-@pytest.mark.parametrize("statement", ["DELETE FROM audit", "UPDATE audit SET reason = 'none'"])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DELETE FROM audit",
+        "UPDATE audit SET reason = 'none'",
+        "REPLACE INTO audit SELECT id, 0, actor, what, appid, digest, 'none' FROM audit",
+    ],
+)
 def test_no_line_of_the_audit_log_is_changed_or_taken_away(path: Path, store: SqlStore, statement: str) -> None:
     store.note(audit_line("export", USER))
     with outside(path) as database, pytest.raises(sqlite3.IntegrityError, match="audit lines are not"):

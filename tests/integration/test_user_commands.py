@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -170,6 +174,25 @@ def test_what_is_no_line_is_refused(here: Place, option: str, text: str) -> None
     assert here.lines() == []
 
 
+def test_a_ban_of_somebody_who_has_never_come_is_pointed_out(here: Place) -> None:
+    here.log_in()
+    assert "is it the right one?" in here.run("user", "ban", "oTypo").stdout
+    assert here.json("user", "ban", "oTypo2")["known"] is False
+    assert "is it the right one?" not in here.run("user", "ban", OPENID).stdout
+
+
+def test_who_gives_a_command_is_known_without_a_name_too(here: Place) -> None:
+    for variable, value, expected in (("SUDO_USER", "alice", "alice@"), ("SUDO_USER", "evil\nroot", "@")):
+        before = len(here.lines())
+        environment = {**os.environ, **{f"AUTHSVC_{n}": v for n, v in here.settings.items()}, variable: value}
+        command = [sys.executable, "-m", "authsvc", "user", "ban", f"oUser{before}"]
+        assert subprocess.run(command, cwd=here.path, env=environment, check=False).returncode == 0
+        (line,) = [line for line in here.lines() if line.digest == here.user(f"oUser{before}").digest]
+        assert expected in line.actor
+        assert "\n" not in line.actor
+    assert "--by is empty" in here.run("user", "ban", OPENID, "--by", " ", status=2).stderr
+
+
 # ---- where --------------------------------------------------------------------------------------
 
 
@@ -182,8 +205,43 @@ def test_in_a_folder_without_a_store_nobody_is_banned_in_a_new_one(here: Place) 
 def test_a_shell_that_names_users_otherwise_than_the_service_bans_nobody(here: Place) -> None:
     here.log_in()
     refused = here.run("user", "ban", OPENID, status=2, settings={"STORE_OPENID": "hash"})
-    assert "STORE_OPENID" in refused.stderr
+    assert "STORE_OPENID has to be clear" in refused.stderr
     assert here.json("user", "show", OPENID)["state"] == STATE_ACTIVE
+
+
+def test_a_shell_with_another_key_folder_bans_nobody(here: Place, tmp_path: Path) -> None:
+    here.log_in()
+    (tmp_path / "elsewhere").mkdir()
+    Place(tmp_path / "elsewhere", f"sqlite:///{tmp_path}/elsewhere/authsvc.db").store.close()
+    other = {"KEYS": str(tmp_path / "elsewhere" / "keys")}
+    for command in (["ban", OPENID], ["forget", OPENID, "--yes"], ["show", OPENID]):
+        assert "not the key folder of this side store" in here.run("user", *command, status=2, settings=other).stderr
+    assert here.lines() == []
+    adopted = here.run("store", "adopt", "--yes", settings=other)
+    assert "will be found no more" in adopted.stdout
+    here.run("user", "ban", OPENID, settings=other)
+    assert here.run("user", "show", OPENID, status=2).stderr
+
+
+def test_a_store_of_another_version_is_left_as_it_is(here: Place, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "authsvc.db", isolation_level=None)) as database:
+        database.execute("UPDATE alembic_version SET version_num = '0003'")
+    for command in (["user", "ban", OPENID], ["store", "status"], ["store", "purge"]):
+        assert "of another version of authsvc" in here.run(*command, status=2).stderr
+
+
+@pytest.mark.parametrize("name", ["sqlite", "postgresql", "redis"])
+def test_where_there_is_no_store_yet_none_is_made(
+    request: pytest.FixtureRequest, tmp_path: Path, here: Place, name: str
+) -> None:
+    match name:
+        case "sqlite":
+            url = f"sqlite:///{tmp_path}/empty.db"
+            (tmp_path / "empty.db").touch(0o600)
+        case _:
+            url = request.getfixturevalue(name)
+    for _ in range(2):
+        assert "there is no side store in" in here.run("user", "ban", OPENID, status=2, settings={"STORE": url}).stderr
 
 
 def test_where_the_store_has_hashes_the_commands_take_the_openid(tmp_path: Path) -> None:

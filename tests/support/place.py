@@ -15,7 +15,7 @@ from authsvc.keyfiles import KeyFolder
 from authsvc.keyset import Lifecycle, Purpose
 from authsvc.sessionkeys import sealed_login
 from authsvc.store import AuditLine, Store, UserId, open_store, prepare_store
-from authsvc.users import Users, check_naming
+from authsvc.users import Users, adopt
 from tests.support.service import APPID, authsvc
 from tests.support.users import rows_of
 
@@ -39,7 +39,7 @@ class Place:
         self.users = Users(keys=lambda: self.keyring, hashed=hashed)
         prepare_store(url)
         self.store: Store = open_store(url)
-        check_naming(self.store, hashed=hashed, now=self.now)
+        adopt(self.store, self.users, now=self.now)
 
     def user(self, openid: str = OPENID, appid: str = APPID) -> UserId:
         return self.users.user(appid, openid)

@@ -63,7 +63,7 @@ def test_a_login_that_comes_after_its_page_was_copied_is_fetched_while_it_is_pro
     source, target = filled(), MemoryStore()
 
     def told(kind: str, _rows: int) -> None:
-        if kind == "logins":
+        if kind == "logins" and target.user(USERS.user("wx-a", "oLate")) is None:
             put(source, "oLate", "s1", at=NOW + 9)
             put(source, "oUser1", "s2", at=NOW + 9)
 
@@ -113,6 +113,7 @@ def test_what_has_become_of_a_row_at_the_target_since_is_as_good() -> None:
     ban(target, USERS.user("wx-a", "oUser2"), at=NOW + 20)
     counts = copied(source, target)
     assert all(rows == found for rows, found in counts.values())
+    assert counts["users"] == (5, 5)
     assert [row.sid for row in target.logins(USERS.user("wx-a", "oUser1"), now=NOW)][:3] == [
         "there-2",
         "there-1",

@@ -28,24 +28,43 @@ _APPEND_ONLY = {
         "BEGIN SELECT RAISE(ABORT, 'audit lines are not changed'); END",
         "CREATE TRIGGER audit_is_not_deleted BEFORE DELETE ON audit "
         "BEGIN SELECT RAISE(ABORT, 'audit lines are not deleted'); END",
+        # INSERT OR REPLACE
+        "CREATE TRIGGER audit_is_not_replaced BEFORE INSERT ON audit "
+        "WHEN EXISTS (SELECT 1 FROM audit WHERE id = NEW.id) "
+        "BEGIN SELECT RAISE(ABORT, 'audit lines are not changed'); END",
     ),
     "postgresql": (
-        "CREATE FUNCTION authsvc_audit_is_append_only() RETURNS trigger LANGUAGE plpgsql AS "
+        "CREATE OR REPLACE FUNCTION authsvc_audit_is_append_only() RETURNS trigger LANGUAGE plpgsql AS "
         "$$ BEGIN RAISE EXCEPTION 'audit lines are not changed or deleted'; END $$",
         "CREATE TRIGGER audit_is_append_only BEFORE UPDATE OR DELETE ON audit "
         "FOR EACH ROW EXECUTE FUNCTION authsvc_audit_is_append_only()",
+        "CREATE TRIGGER audit_is_not_emptied BEFORE TRUNCATE ON audit "
+        "FOR EACH STATEMENT EXECUTE FUNCTION authsvc_audit_is_append_only()",
     ),
 }
 
 
 def upgrade() -> None:
-    op.add_column("users", sa.Column("state_since", sa.BigInteger, nullable=False, server_default="0"))
+    # MySQL commits each step by itself: what an upgrade that was killed has done is not done again.
+    there = sa.inspect(op.get_bind())
+    if "state_since" not in {column["name"] for column in there.get_columns("users")}:
+        op.add_column("users", sa.Column("state_since", sa.BigInteger, nullable=False, server_default="0"))
+    if not there.has_table("bans"):
+        _create_bans()
+    if not there.has_table("audit"):
+        _create_audit()
+
+
+def _create_bans() -> None:
     op.create_table(
         "bans",
         sa.Column("digest", _name(32), primary_key=True),
         sa.Column("since", sa.BigInteger, nullable=False),
         sqlite_with_rowid=False,
     )
+
+
+def _create_audit() -> None:
     op.create_table(
         "audit",
         sa.Column("id", _name(32), primary_key=True),
