@@ -160,7 +160,12 @@ def store_adopt(yes: bool) -> None:
 
 
 @store_commands.command("migrate")
-@click.option("--to", "to_url", required=True, help="The other store, as AUTHSVC_STORE will have it.")
+@click.option(
+    "--to",
+    "to_url",
+    required=True,
+    help='The other store, as AUTHSVC_STORE will have it; "-" reads it from standard input, for its password.',
+)
 @_json
 @plain_errors
 def store_migrate(to_url: str, as_json: bool) -> None:
@@ -170,9 +175,10 @@ def store_migrate(to_url: str, as_json: bool) -> None:
     in between (AUTHSVC_STORE still the old one). Ends with status 1 if something is missing.
     """
     settings = operator_settings()
+    to_url = sys.stdin.readline().strip() if to_url == "-" else to_url
     source_name, target_name = store_address(settings.store_url).shown, store_address(to_url).shown
     if source_name == target_name:
-        raise SettingsError(["--to is the store that the service has already"])
+        raise SettingsError(["--to is the store that AUTHSVC_STORE names already; put the old one before the command"])
     keyring = open_keys(settings.keys).load(now=SystemClock().now())
     users = Users(keys=lambda: keyring, hashed=settings.store_openid == "hash")
     now = SystemClock().now()

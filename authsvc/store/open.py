@@ -15,7 +15,7 @@ from authsvc.store.database import cause
 from authsvc.store.protocol import Store
 from authsvc.store.redisurl import is_redis, need_driver, redis_address
 from authsvc.store.schema import REVISION
-from authsvc.store.server import is_server, server_engine
+from authsvc.store.server import check_options, is_server, server_engine
 from authsvc.store.sql import SqlStore
 from authsvc.store.sqlite import SqliteFile, sqlite_engine
 
@@ -175,6 +175,8 @@ def _parsed(url: str) -> URL:
     # Several hosts, of which one takes writes, are options of PostgreSQL's driver.
     if is_server(parsed) and not ((parsed.host or "host" in parsed.query) and parsed.database):
         raise SettingsError([_FORMS])
+    if is_server(parsed):
+        check_options(parsed)
     return parsed
 
 

@@ -98,6 +98,8 @@ def _parsed(url: str) -> RedisAddress:
         and (kind == "sentinel") is (service is not None)
         and (kind != "cluster" or database == 0)
         and options.keys() <= set(_OPTIONS)
+        # Who names a certificate and forgets the s would send the password in clear.
+        and (form["tls"] or not any(name.startswith("ssl_") for name in options))
         and _PREFIX.fullmatch(prefix)
     )
     addresses = tuple(_host(host, _PORTS[kind]) for host in hosts.split(","))

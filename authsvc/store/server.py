@@ -22,6 +22,20 @@ _CONNECTIONS: Final = 8
 _DRIVERS: Final = {"postgresql": "psycopg", "mysql": "pymysql", "mariadb": "pymysql"}
 
 
+# Of MySQL's driver, which takes an unknown one for a fault of the program.
+_MYSQL_OPTIONS: Final = ("ssl_ca", "ssl_cert", "ssl_key", "ssl_verify_cert", "ssl_verify_identity")
+# That are set here.
+_OURS: Final = ("connect_timeout", "tcp_user_timeout", "options", "client_encoding")
+
+
+def check_options(url: URL) -> None:
+    """Raises: SettingsError for options in the URL that the driver does not take, or that are not the operator's."""
+    given = set(url.query)
+    bad = given & set(_OURS) if url.get_backend_name() == "postgresql" else given - set(_MYSQL_OPTIONS)
+    if bad:
+        raise SettingsError([f"AUTHSVC_STORE: the option {', '.join(sorted(bad))} cannot be set in the URL"])
+
+
 def is_server(url: URL) -> bool:
     """Whether it names an engine that is spoken to here, by any of the names that SQLAlchemy has for it."""
     backend, _, driver = url.drivername.partition("+")
@@ -70,6 +84,7 @@ def _postgresql(*, waits_s: int) -> dict[str, Any]:
     milliseconds = waits_s * 1000
     return {
         "connect_timeout": _CONNECT_S,
+        "client_encoding": "utf8",
         # Also where nobody says that the connection is gone, as after a failover.
         "tcp_user_timeout": milliseconds,
         "options": f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds - 1000}",

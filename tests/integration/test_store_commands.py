@@ -372,6 +372,16 @@ def test_hashes_are_not_turned_back_into_openids(tmp_path: Path, other: str) -> 
     assert "nobody turns back" in refused.stderr
 
 
+def test_the_address_of_the_other_store_may_come_from_standard_input(here: Place, other: str, tmp_path: Path) -> None:
+    here.log_in()
+    command = [sys.executable, "-m", "authsvc", "store", "migrate", "--to", "-", "--json"]
+    environment = clean_environment(**here.settings)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, input=f"{other}\n", text=True, capture_output=True, check=True
+    )
+    assert json.loads(done.stdout)["target"] == str(tmp_path / "other.db")
+
+
 def test_a_store_is_not_moved_into_itself(here: Place) -> None:
     assert "already" in here.run("store", "migrate", "--to", here.url, status=2).stderr
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -14,16 +14,20 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from psycopg.errors import DeadlockDetected
+from pymysql.err import OperationalError as MySQLError  # type: ignore[import-untyped]
 from sqlalchemy.engine import make_url
+from sqlalchemy.engine.interfaces import DBAPICursor
 from sqlalchemy.exc import DBAPIError
 
 from authsvc.errors import SettingsError, StoreUnavailable, UserBanned
 from authsvc.store import STATE_BANNED, LoginRow, open_store, prepare_store, store_address
 from authsvc.store.schema import LOGINS, METADATA, USERS
 from authsvc.store.server import server_engine
+from authsvc.store.sql import SqlStore
 from tests.support.databases import POSTGRESQL, SERVERS, Server, database
 from tests.support.service import Running, service
-from tests.support.users import USER, audit_line, forget, user_id
+from tests.support.users import USER, audit_line, ban, forget, user_id
 
 ROOT = Path(__file__).parents[2]
 NOW = 1_800_000_000
@@ -71,6 +75,11 @@ def test_an_address_is_shown_without_what_is_secret(url: str, shown: str) -> Non
         "postgresql:///auth",
         "mysql+aiomysql://db/auth",
         "postgresql+asyncpg://db/auth",
+        "postgresql://db/auth?options=-csearch_path=x",
+        "postgresql://db/auth?connect_timeout=60",
+        "mysql://db/auth?foo=1",
+        "mysql://db/auth?read_default_file=/etc/my.cnf",
+        "mysql://db/auth?host=a&host=b",
     ],
 )
 def test_a_url_without_host_or_database_or_of_another_driver_is_refused(url: str) -> None:
@@ -134,6 +143,58 @@ def test_a_ban_that_is_being_written_is_not_forgotten_with_the_user(url: str) ->
         with pytest.raises(UserBanned):
             store.put_login(LOGIN, unionid=None)
     engine.dispose()
+
+
+def test_a_ban_and_a_forgetting_in_the_midst_of_a_first_login_keep_it_out(url: str) -> None:
+    prepare_store(url)
+    with closing(open_store(url)) as store, closing(open_store(url)) as operators:
+        assert isinstance(store, SqlStore)
+        add_user = store._add_user
+
+        class Late:
+            def run(self, cursor: DBAPICursor, values: Mapping[str, object]) -> None:
+                ban(operators, USER)
+                forget(operators, USER)
+                add_user.run(cursor, values)
+
+        store._add_user = Late()  # type: ignore[assignment]
+        with pytest.raises(UserBanned):
+            store.put_login(LOGIN, unionid=None)
+        assert store.logins(USER, now=NOW) == ()
+        found = store.user(USER)
+        assert found is not None
+        assert (found.state, found.first_login_at) == (STATE_BANNED, 0)
+
+
+def test_a_login_that_is_the_victim_of_a_deadlock_is_done_again(server: Server, url: str) -> None:
+    prepare_store(url)
+    with closing(open_store(url)) as store:
+        assert isinstance(store, SqlStore)
+        drop_old_logins, met = store._drop_old_logins, []
+
+        class Deadlocked:
+            def run(self, cursor: DBAPICursor, values: Mapping[str, object]) -> None:
+                met.append(1)
+                if len(met) < 3:
+                    # As the server says it, and it has rolled back.
+                    raise DeadlockDetected if server is POSTGRESQL else MySQLError(1213, "Deadlock found")
+                drop_old_logins.run(cursor, values)
+
+        store._drop_old_logins = Deadlocked()  # type: ignore[assignment]
+        store.put_login(LOGIN, unionid=None)
+        assert store.logins(USER, now=NOW) == (LOGIN,)
+
+
+def test_an_upgrade_that_was_killed_between_two_steps_is_gone_on_with(url: str) -> None:
+    prepare_store(url)
+    engine = server_engine(make_url(url))
+    with engine.begin() as connection:
+        for statement in ("DROP TABLE audit", "UPDATE alembic_version SET version_num = '0003'"):
+            connection.exec_driver_sql(statement)
+    engine.dispose()
+    prepare_store(url)
+    with closing(open_store(url)) as store:
+        store.note(audit_line("export", USER))
 
 
 def test_a_purge_does_not_wait_for_a_login_that_is_being_written(url: str) -> None:
