@@ -23,9 +23,14 @@ class Keyring:
     private_keys: Mapping[str, PrivateKey] = field(repr=False)  # by kid
     secret_keys: Mapping[str, bytes] = field(repr=False)  # sealing and index keys, by id
     _signing_records: Mapping[str, KeyRecord] = field(init=False, repr=False, compare=False)
+    _sealing_keys: Mapping[str, SealingKey] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_signing_records", {key.id: key for key in self.keyset.of(Kind.SIGNING)})
+        records = [key for key in self.keyset.of(Kind.SEALING) if key.id in self.secret_keys]
+        object.__setattr__(
+            self, "_sealing_keys", {key.id: SealingKey(key.id, self.secret_keys[key.id]) for key in records}
+        )
 
     @property
     def epoch(self) -> object:
@@ -76,7 +81,7 @@ class Keyring:
         record = self.keyset.active(Kind.SEALING, now=now)
         if record.id not in self.secret_keys:
             raise KeysError(f"the private part of {record.id} is gone: check this machine's clock")
-        return SealingKey(id=record.id, key=self.secret_keys[record.id])
+        return self._sealing_keys[record.id]
 
     def opening_key(self, key_id: str, *, now: int) -> SealingKey:
         """The key that an existing row was sealed under. Raises: SealBroken if it is gone or revoked."""
@@ -84,7 +89,7 @@ class Keyring:
             if record.id != key_id or record.id not in self.secret_keys:
                 continue
             if record.state(now=now) in (State.PENDING, State.ACTIVE, State.RETIRING):
-                return SealingKey(id=record.id, key=self.secret_keys[record.id])
+                return self._sealing_keys[record.id]
         raise SealBroken("sealed under a key that is gone")
 
     def pseudonym(self, appid: str, openid: str) -> str:

@@ -30,6 +30,10 @@ class SealingKey:
 
     id: str
     key: bytes = field(repr=False)
+    cipher: AESGCM = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "cipher", AESGCM(self.key))
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,7 @@ class Place:
 def seal(secret: bytes, key: SealingKey, place: Place, *, random_bytes: Callable[[int], bytes]) -> bytes:
     """version (1 byte) | key id (4) | nonce (12) | ciphertext and tag."""
     nonce = random_bytes(_NONCE_BYTES)
-    sealed = AESGCM(key.key).encrypt(nonce, secret, _associated_data(place, key.id))
+    sealed = key.cipher.encrypt(nonce, secret, _associated_data(place, key.id))
     return sealed_start(key.id) + nonce + sealed
 
 
@@ -75,7 +79,7 @@ def open_sealed(blob: bytes, key: SealingKey, place: Place) -> bytes:
         raise SealBroken("sealed under another key")
     nonce = blob[_PREFIX_BYTES - _NONCE_BYTES : _PREFIX_BYTES]
     try:
-        return AESGCM(key.key).decrypt(nonce, blob[_PREFIX_BYTES:], _associated_data(place, key.id))
+        return key.cipher.decrypt(nonce, blob[_PREFIX_BYTES:], _associated_data(place, key.id))
     except InvalidTag:
         raise SealBroken("the value does not belong to this row") from None
 

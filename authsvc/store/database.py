@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Final, TypeVar
+from operator import itemgetter
+from typing import Any, Final, TypeVar
 
 from sqlalchemy.engine import Connection, Dialect, Engine
 from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
@@ -47,23 +48,31 @@ class Database:
 
         A connection that has failed is not used again: what is wrong with it is not worth finding out.
         """
-        with self._said():
+        try:
             connection = self._engine.raw_connection()
             try:
                 yield connection
             except self._engine_errors:
                 connection.invalidate()
                 raise
+            except BaseException:
+                connection.rollback()
+                raise
             finally:
                 connection.close()
+        except self._engine_errors as error:
+            raise _unavailable(error) from None
 
     @contextmanager
     def written(self, connection: PoolProxiedConnection) -> Iterator[DBAPICursor]:
-        """A transaction, committed at the end; the pool rolls back what is left open."""
-        with cursor_of(connection) as cursor:
+        """A transaction, committed at the end; `connection` rolls back what is left open."""
+        cursor = connection.cursor()
+        try:
             if self._begin is not None:
                 cursor.execute(self._begin)
             yield cursor
+        finally:
+            cursor.close()
         connection.commit()
         self._confirmed(connection.dbapi_connection)
 
@@ -140,8 +149,12 @@ class Database:
         try:
             yield
         except self._engine_errors as error:
-            # `from None`: the original may carry the row, and the URL with its password.
-            raise StoreUnavailable(f"the side store did not answer ({cause(error)})") from None
+            raise _unavailable(error) from None
+
+
+def _unavailable(error: Exception) -> StoreUnavailable:
+    """To be raised `from None`: the original may carry the row, and the URL with its password."""
+    return StoreUnavailable(f"the side store did not answer ({cause(error)})")
 
 
 class Statement:
@@ -155,15 +168,21 @@ class Statement:
         compiled = statement.compile(dialect=dialect)
         assert isinstance(compiled, SQLCompiler)
         self._sql = str(compiled)
-        self._positions = compiled.positiontup
         self._names = tuple(compiled.params)
+        self._in_order = _picker(compiled.positiontup) if compiled.positional else None
 
     def run(self, cursor: DBAPICursor, values: Mapping[str, object]) -> None:
         """Execute it with those of `values` that it names."""
-        if self._positions is None:
+        if self._in_order is None:
             cursor.execute(self._sql, {name: values[name] for name in self._names})
         else:
-            cursor.execute(self._sql, [values[name] for name in self._positions])
+            cursor.execute(self._sql, self._in_order(values))
+
+
+def _picker(names: Sequence[str] | None) -> Callable[[Mapping[str, object]], Any]:
+    # itemgetter of one name gives no tuple, and there is none of no name.
+    many = tuple(names or ())
+    return itemgetter(*many) if len(many) > 1 else lambda values: [values[name] for name in many]
 
 
 @contextmanager

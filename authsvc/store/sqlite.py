@@ -149,6 +149,7 @@ def sqlite_engine(file: SqliteFile) -> Engine:
         pool_size=1,
         max_overflow=0,
         pool_timeout=_CONNECTION_WAIT_S,
+        pool_reset_on_return=None,  # every transaction is ended by who began it
         hide_parameters=True,
     )
 
