@@ -139,21 +139,30 @@ def store_purge(as_json: bool) -> None:
 def store_adopt(yes: bool) -> None:
     """Let the store belong to the key folder that there is now, because the one it was made with is lost.
 
-    Also ends, before its day is over, the time in which a store that was copied refuses to forget anybody.
+    Of a store that was copied and stays in use, this ends the day in which it refuses to forget anybody.
     """
     settings = operator_settings()
     keyring = open_keys(settings.keys).load(now=SystemClock().now())
     users = Users(keys=lambda: keyring, hashed=settings.store_openid == "hash")
     with opened_store(settings.store_url) as store:
-        click.echo(
-            "What is in the store under keyed hashes will be found no more, if they were made under another index key: "
-            "bans of users who are forgotten; in Redis, and with AUTHSVC_STORE_OPENID=hash, all bans and users."
-        )
-        if not yes and not click.confirm("Go on?"):
-            raise click.Abort
-        take_over(store, users)
+        if not _is_owner(store, users):
+            click.echo(
+                "What is in the store under keyed hashes will be found no more: bans of users who are forgotten; in "
+                "Redis, and with AUTHSVC_STORE_OPENID=hash, all bans and users."
+            )
+            if not yes and not click.confirm("Go on?"):
+                raise click.Abort
+            take_over(store, users)
         end_move(store)
-    click.echo(f"{store_address(settings.store_url).shown} belongs to {settings.keys.path} now.")
+    click.echo(f"{store_address(settings.store_url).shown} belongs to {settings.keys.path}, and is the one in use.")
+
+
+def _is_owner(store: Store, users: Users) -> bool:
+    try:
+        check_owner(store, users, now=SystemClock().now())
+    except SettingsError:
+        return False
+    return True
 
 
 # ---- migrate ------------------------------------------------------------------------------------
@@ -195,12 +204,13 @@ def store_migrate(to_url: str, as_json: bool) -> None:
         with _progress(source, shown=not as_json) as told:
             copy = StoreCopy(source, target, users=users, source_name=source_name, now=SystemClock().now, told=told)
             proved = copy.run()
+            since = copy.since
     whole = all(one.found == one.rows for one in proved)
     if as_json:
         kinds = [{"kind": p.kind, "rows": p.rows, "found": p.found, "left_out": p.left_out} for p in proved]
         _print_json(source=source_name, target=target_name, whole=whole, kinds=kinds)
     else:
-        _print_proved(proved, source_name, target_name, whole=whole)
+        _print_proved(proved, source_name, target_name, whole=whole, since=since)
     sys.exit(0 if whole else 1)
 
 
@@ -217,8 +227,9 @@ def _progress(source: Store, *, shown: bool) -> Iterator[Any]:
         yield lambda kind, rows: progress.advance(tasks[kind], rows)
 
 
-def _print_proved(proved: tuple[Proved, ...], source_name: str, target_name: str, *, whole: bool) -> None:
-    click.echo(f"{source_name} → {target_name}")
+def _print_proved(proved: tuple[Proved, ...], source_name: str, target_name: str, *, whole: bool, since: int) -> None:
+    what = f", what came since {local_time(since)}; all else was copied and proved before" if since else ""
+    click.echo(f"{source_name} → {target_name}{what}")
     table = Table("kind", "in the one", "of these in the other", "left out")
     for one in proved:
         table.add_row(one.kind, f"{one.rows:,}", f"{one.found:,}", f"{one.left_out:,}" if one.left_out else "")
@@ -226,7 +237,7 @@ def _print_proved(proved: tuple[Proved, ...], source_name: str, target_name: str
     if any(one.left_out for one in proved):
         click.echo(
             "Left out is what would be of no use there: logins that are over, or sealed for an openid that the other "
-            "store is not to have, and what was forgotten, unbanned or renewed there since."
+            "store is not to have, and what was forgotten or unbanned there since."
         )
     if whole:
         click.echo(

@@ -20,7 +20,7 @@ from authsvc.errors import StoreUnavailable
 _Done = TypeVar("_Done")
 
 # Long enough for the other one to be done, and short enough to go unnoticed.
-_PAUSES_S: Final = (0.002, 0.01, 0.05)
+_PAUSES_S: Final = (0.002, 0.01, 0.05, 0.2)
 _MET_BY_SQLSTATE: Final = ("40001", "40P01")  # PostgreSQL: serialization_failure, deadlock_detected
 _MET_BY_NUMBER: Final = (1213,)  # MySQL: ER_LOCK_DEADLOCK
 

@@ -215,11 +215,15 @@ class RedisStore:
         with self.client() as client:
             if kind is AuditLine or kind is RevokedKey:
                 name = "audit" if kind is AuditLine else "revoked_keys"
-                cursor, found = client.hscan(self._key(name), int(after or "0"), count=at_most)
+                servers, position = _servers(client), 0
+                if after.startswith(f"{servers}/"):
+                    position = int(after.rpartition("/")[2])
+                position, found = client.hscan(self._key(name), position, count=at_most)
                 read = _line if kind is AuditLine else _revoked_key
-                return [read(key, text) for key, text in found.items()], str(cursor) if cursor else None
+                rows = [read(key, text) for key, text in found.items()]
+                return rows, f"{servers}/{position}" if position else None
             keys, later = self._scan(client, "ban:" if kind is Ban else "user:", after=after, count=at_most)
-            rows: list[Row] = []
+            rows = []
             for key in keys:
                 if kind is Ban:
                     since = client.get(key)
@@ -312,7 +316,7 @@ class RedisStore:
         be found twice (SCAN).
         """
         nodes = _nodes(client)
-        servers = "+".join(str(each["run_id"])[:16] for each in infos(client, "server"))
+        servers = _servers(client)
         were, number, cursor = after.split("/") if after else (servers, "0", "0")
         at, position = (int(number), int(cursor)) if were == servers else (0, 0)
         where = {} if nodes[at] is None else {"target_nodes": nodes[at]}
@@ -422,6 +426,11 @@ def _nodes(client: Any) -> list[Any]:
     """The servers that hold something; None is the one that there is."""
     is_cluster = isinstance(client, RedisCluster)
     return sorted(client.get_primaries(), key=lambda node: str(node.name)) if is_cluster else [None]
+
+
+def _servers(client: Any) -> str:
+    """Which processes answer. A cursor of one says nothing to another."""
+    return "+".join(str(each["run_id"])[:16] for each in infos(client, "server"))
 
 
 def _run(client: Any, script: scripts.Script, keys: Sequence[str | bytes], values: Sequence[Any]) -> Any:

@@ -249,9 +249,9 @@ def test_what_was_done_to_users_on_the_other_store_since_stays_done(tmp_path: Pa
     (tmp_path / "other").mkdir()
     with place("sqlite", tmp_path) as here, engine(to, tmp_path / "other") as url:
         for n in range(6):
-            here.log_in("sid-1", openid=f"oUser{n}", at=here.now - 60)
+            here.log_in("sid-1", openid=f"oUser{n}", at=here.now - 50)
         here.run("user", "ban", "oNever")
-        here.log_in(openid="oGone", at=here.now - 60)
+        here.log_in(openid="oGone", at=here.now - 50)
         here.run("user", "ban", "oGone")
         here.run("user", "forget", "oGone", "--yes")
         here.run("store", "migrate", "--to", url)
@@ -287,7 +287,7 @@ def test_what_was_done_to_users_on_the_other_store_since_stays_done(tmp_path: Pa
 
 def test_a_login_that_a_renewal_on_the_other_store_has_dropped_does_not_come_back(here: Place, other: str) -> None:
     for n in range(2):
-        here.log_in(f"sid-{n}", at=here.now + n)
+        here.log_in(f"sid-{n}", at=here.now - 1000 + n, ttl_s=7200)
     here.run("store", "migrate", "--to", other)
     with closing(open_store(other)) as there:
         rows = there.logins(here.user(), now=here.now)
@@ -302,7 +302,7 @@ def test_while_a_store_is_moved_nobody_is_forgotten_or_let_in_on_the_old_one(her
     fill(here)
     here.run("store", "migrate", "--to", other)
     for command in (["forget", "oUser5", "--yes"], ["unban", "oUser0"]):
-        assert "copied to another one" in here.run("user", *command, status=2).stderr
+        assert "being copied" in here.run("user", *command, status=2).stderr
     here.run("user", "ban", "oUser6")
     moved = {"STORE": other}
     here.run("user", "forget", "oUser5", "--yes", settings=moved)
