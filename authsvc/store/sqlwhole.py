@@ -7,7 +7,22 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict, fields
 from typing import Any, Final
 
-from sqlalchemy import Column, ColumnElement, Delete, Select, Table, and_, bindparam, case, func, or_, select, tuple_
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Delete,
+    Select,
+    Table,
+    and_,
+    bindparam,
+    case,
+    column,
+    func,
+    or_,
+    select,
+    tuple_,
+)
+from sqlalchemy import values as table_of
 from sqlalchemy.engine import Connection, RowMapping
 
 from authsvc.store.database import Database
@@ -240,6 +255,11 @@ def _key(table: Table, row: Mapping[Any, Any]) -> tuple[Any, ...]:
 def _is_one_of(
     key: Sequence[Column[Any]], values: Sequence[tuple[Any, ...]], database: Database
 ) -> ColumnElement[bool]:
+    if database.dialect.name == "postgresql":
+        # It takes a list of rows for so many conditions, and tries them all on every row of a table that it has not
+        # looked at lately (ANALYZE). A table of them it joins.
+        these = table_of(*(column(each.name, each.type) for each in key), name="these").data(list(values))
+        return tuple_(*key).in_(select(these))
     if database.dialect.name != "sqlite":
         return tuple_(*key).in_(values)
     # SQLite finds no index for a list of rows.
