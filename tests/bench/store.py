@@ -107,8 +107,6 @@ def main() -> None:
         console.print(line, highlight=False)
     with ExitStack() as stack:
         found = {name: _opened(stack, backend, sizes, ring) for name, backend in BACKENDS.items()}
-        gc.collect()
-        gc.freeze()  # or whatever is collected from now on would walk through the store in memory
         _visit_all([place for places in found.values() for place in places], ring)
         console.print(_rates_table(found))
         console.print(_sizes_table(found))
@@ -420,26 +418,33 @@ def _opened(
 
 def _filled(stack: ExitStack, url: str | None, logins: int, ring: Keyring) -> FilledStore:
     if url is None:
-        store: Store = MemoryStore()
         tracemalloc.start()
+        store: Store = MemoryStore()
+        sizes = _fill(store, url, logins, ring)
+        tracemalloc.stop()
     else:
         prepare_store(url)
+        with closing(open_store(url, patient=True)) as patient:
+            sizes = _fill(patient, url, logins, ring)
         store = stack.enter_context(closing(open_store(url)))
-    sizes = [_size_bytes(store)]
-    for rows in (_user_rows(logins), _login_rows(logins, ring)):
-        _merge(store, itertools.islice(rows, PAGE))
-        _analyze(url)
-        _merge(store, rows)
-        _analyze(url)
-        sizes.append(_size_bytes(store))
-    tracemalloc.stop()
+    gc.freeze()  # or each collection from now on would walk through the store in memory
     empty, with_users, full = sizes
     return FilledStore(store, logins, (with_users - empty) / _users(logins), (full - with_users) / logins)
 
 
+def _fill(store: Store, url: str | None, logins: int, ring: Keyring) -> list[int]:
+    """Its sizes before, with all users, and with their logins, in bytes."""
+    sizes = [_size_bytes(store)]
+    for rows in (_user_rows(logins), _login_rows(logins, ring)):
+        _merge(store, rows)
+        _analyze(url)
+        sizes.append(_size_bytes(store))
+    return sizes
+
+
 def _analyze(url: str | None) -> None:
-    """Have a server look at its new tables, as it does by itself sooner or later: MariaDB says how large they are by
-    that alone, and PostgreSQL reads all of them for each page of rows that comes."""
+    """Have a server look at its tables, as it does by itself sooner or later: it plans by what it finds, and MariaDB
+    has their sizes from there."""
     statements = {"postgresql": "ANALYZE", "mysql": "ANALYZE TABLE users, logins"}
     parsed = make_url(url or "sqlite://")
     if (statement := statements.get(parsed.get_backend_name())) is not None:
