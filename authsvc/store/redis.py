@@ -49,6 +49,9 @@ SCHEMA: Final = b"1"
 _CONNECTIONS: Final = 8
 _PLACE_WAIT_S: Final = 3.0
 _SCANNED_AT_ONCE: Final = 500
+# Keys that a server looks at while everybody else waits (well under a millisecond), and looks of one call.
+_LONGEST_SCAN: Final = 2_000
+_SCANS_A_CALL: Final = 100
 _PING_MS: Final = 1_000
 _ERROR_NAME: Final = re.compile(r"[A-Z]{3,20}")
 
@@ -313,18 +316,26 @@ class RedisStore:
         """`after`: which servers there are, the number of the one that it is at, and where it goes on there.
 
         A cursor says nothing to another server: if they have changed, as after a failover, it begins again. A key may
-        be found twice (SCAN).
+        be found twice (SCAN). Where nothing of ours is, it goes on in longer and longer steps: `count` is of all keys,
+        and a Redis may have millions of somebody else's.
         """
         nodes = _nodes(client)
         servers = _servers(client)
         were, number, cursor = after.split("/") if after else (servers, "0", "0")
         at, position = (int(number), int(cursor)) if were == servers else (0, 0)
-        where = {} if nodes[at] is None else {"target_nodes": nodes[at]}
-        found, keys = client.scan(position, match=f"{self._prefix}{name}*", count=count, **where)
-        position = next(iter(found.values())) if isinstance(found, dict) else found
-        if position == 0:
-            at += 1
-        return list(keys), f"{servers}/{at}/{position}" if at < len(nodes) else None
+        keys: list[bytes] = []
+        for _ in range(_SCANS_A_CALL):
+            where = {} if nodes[at] is None else {"target_nodes": nodes[at]}
+            found, keys = client.scan(position, match=f"{self._prefix}{name}*", count=count, **where)
+            position = next(iter(found.values())) if isinstance(found, dict) else found
+            if position == 0:
+                at += 1
+            if keys or at == len(nodes):
+                break
+            count = max(count, min(2 * count, _LONGEST_SCAN))
+        # Another one may have answered: the next call finds that these are not the servers, and begins again.
+        is_end = at == len(nodes) and _servers(client) == servers
+        return list(keys), None if is_end else f"{servers}/{at % len(nodes)}/{position}"
 
     def _fields(self, keys: Sequence[bytes], *names: str) -> list[tuple[bytes, list[Any]]]:
         with self.client() as client:

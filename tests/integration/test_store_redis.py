@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from redis import Redis
 
 from authsvc.errors import SettingsError, StoreUnavailable
-from authsvc.store import SharedValue, open_store, prepare_store, store_address
+from authsvc.store import SharedValue, UserRow, open_store, prepare_store, store_address
 from authsvc.store.redis import RedisStore
 from authsvc.store.redisclient import redis_client
 from authsvc.store.redisurl import redis_address
 from tests.support.databases import REDIS, redis_place
 from tests.support.servers import OwnServer, RedisServer, own_server
 from tests.support.service import SERVICE_TOKEN, Running, service
-from tests.support.users import NOW, USER, ban, forget, login
+from tests.support.users import NOW, USER, ban, forget, login, rows_of
 
 PREFIX: Final = "authsvc:"
 
@@ -221,6 +222,30 @@ def test_two_prefixes_are_two_stores(store: RedisStore, url: str) -> None:
 
 
 # ---- what is refused ----------------------------------------------------------------------------
+
+
+def test_millions_of_somebody_elses_keys_do_not_make_a_page_slow(
+    store: RedisStore, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.put_login(login("s1"), unionid=None)
+    scans = 0
+    scan = Redis.scan
+
+    def counted(self: Redis, cursor: int = 0, **given: Any) -> Any:
+        nonlocal scans
+        scans += 1
+        return scan(self, cursor, **given)
+
+    monkeypatch.setattr(Redis, "scan", counted)
+    with redis_place(REDIS) as other, closing(redis_client(redis_address(other))) as client:
+        prefix = redis_address(other).prefix
+        others = {f"{prefix}{number}": b"" for number in range(10_000)}
+        client.mset(others)
+        keys_there = client.dbsize()
+        rows = rows_of(store, UserRow, at_most=1)
+        client.delete(*others)
+    assert {row.user for row in rows if isinstance(row, UserRow)} == {USER}
+    assert scans < keys_there / 20
 
 
 def test_an_older_program_refuses_what_a_newer_one_made(client: Any, url: str) -> None:
