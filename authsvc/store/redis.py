@@ -224,7 +224,8 @@ class RedisStore:
                 position, found = client.hscan(self._key(name), position, count=at_most)
                 read = _line if kind is AuditLine else _revoked_key
                 rows = [read(key, text) for key, text in found.items()]
-                return rows, f"{servers}/{position}" if position else None
+                is_end = position == 0 and _servers(client) == servers
+                return rows, None if is_end else f"{servers}/{position}"
             keys, later = self._scan(client, "ban:" if kind is Ban else "user:", after=after, count=at_most)
             rows = []
             for key in keys:

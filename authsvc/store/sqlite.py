@@ -17,6 +17,7 @@ from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.pool import QueuePool
 
 from authsvc.errors import StoreUnavailable
+from authsvc.store.checkpoints import PAGES_OF_OWN_ACCORD, Checkpoints
 
 # How long a caller waits: for the process's one connection, and then for another process's lock. A login has
 # WECHAT_TIMEOUT behind it already, so both together are 3 s.
@@ -39,6 +40,7 @@ class SqliteFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._looked_at = os.fspath(path)  # twice in each login, and a Path takes as long to say its name as to look
         # mode=rw: SQLite would make an empty database in the place of a deleted one.
         self._uri = f"file:{quote(os.fspath(path))}?mode=rw"
 
@@ -95,6 +97,7 @@ class SqliteFile:
             _use_wal(connection)
             # NORMAL: a power cut can lose the last logins, never the file; a user then logs in again.
             connection.execute("PRAGMA synchronous=NORMAL").close()
+            connection.execute(f"PRAGMA wal_autocheckpoint={PAGES_OF_OWN_ACCORD}").close()
             connection.file_id = found.st_dev, found.st_ino
             self._expect(connection.file_id)
             self._tighten()  # only now that SQLite has found it to be a database
@@ -109,7 +112,7 @@ class SqliteFile:
 
     def _expect(self, file_id: tuple[int, int]) -> None:
         try:
-            found = os.stat(self._path)
+            found = os.stat(self._looked_at)
         except OSError:
             raise DisconnectionError("the database file is gone") from None
         if (found.st_dev, found.st_ino) != file_id:
@@ -153,8 +156,18 @@ def sqlite_engine(file: SqliteFile) -> Engine:
         hide_parameters=True,
     )
 
+    checkpoints = Checkpoints(file.connect)
+
     def check(connection: DBAPIConnection, _record: Any, _proxy: Any) -> None:
         file.check(connection)
 
+    def note_use(_connection: DBAPIConnection | None, _record: Any) -> None:
+        checkpoints.note_use()
+
+    def end(_engine: Engine) -> None:
+        checkpoints.end()
+
     event.listen(engine, "checkout", check)
+    event.listen(engine, "checkin", note_use)
+    event.listen(engine, "engine_disposed", end)
     return engine

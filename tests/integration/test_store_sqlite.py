@@ -23,6 +23,7 @@ from alembic.script import ScriptDirectory
 
 from authsvc.errors import SettingsError, StoreUnavailable, UserBanned
 from authsvc.store import migrate
+from authsvc.store.checkpoints import Checkpoints
 from authsvc.store.migrate import upgrade
 from authsvc.store.open import open_store, prepare_store, store_address
 from authsvc.store.protocol import Store
@@ -30,6 +31,7 @@ from authsvc.store.rows import LoginRow, UserRow
 from authsvc.store.schema import METADATA, REVISION
 from authsvc.store.sql import SqlStore
 from authsvc.store.sqlite import SqliteFile, sqlite_engine
+from tests.support.servers import until
 from tests.support.users import USER, audit_line, ban, forget, unban, user_id
 
 ROOT: Final = Path(__file__).parents[2]
@@ -374,11 +376,29 @@ def test_a_login_is_in_the_log_at_once_and_synced_with_the_next_checkpoint(store
     connection = store._database._engine.raw_connection()
     cursor = connection.cursor()
     pragmas = {}
-    for name in ("journal_mode", "synchronous"):
+    for name in ("journal_mode", "synchronous", "wal_autocheckpoint"):
         cursor.execute(f"PRAGMA {name}")
         (pragmas[name],) = cursor.fetchone() or (None,)
     connection.close()
-    assert pragmas == {"journal_mode": "wal", "synchronous": 1}  # 1 is NORMAL
+    # 1 is NORMAL. The log is not copied within a commit, but for the one in need.
+    assert pragmas == {"journal_mode": "wal", "synchronous": 1, "wal_autocheckpoint": 50_000}
+
+
+def test_the_log_is_copied_while_logins_go_on(path: Path, store: SqlStore) -> None:
+    size = path.stat().st_size
+    for number in range(300):
+        store.put_login(login("s1", openid=f"o{number}"), unionid=None)
+    until(lambda: path.stat().st_size > size, within_s=10, what="the log is copied into the file")
+
+
+def test_a_closed_store_leaves_nobody_copying(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare_store(url)
+    ended: list[bool] = []
+    monkeypatch.setattr(Checkpoints, "end", lambda _self: ended.append(True))
+    with closing(open_store(url)) as store:
+        put(store, "s1")
+        assert not ended
+    assert ended == [True]
 
 
 def test_what_an_operator_does_is_synced_at_once_and_logins_are_not_again(store: SqlStore) -> None:
