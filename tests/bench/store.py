@@ -30,6 +30,7 @@ from typing import Final
 import pytest
 from rich.console import Console
 from rich.table import Table
+from sqlalchemy import create_engine
 from sqlalchemy.engine import make_url
 
 from authsvc.encoding import base64url_encode
@@ -437,18 +438,22 @@ def _fill(store: Store, url: str | None, logins: int, ring: Keyring) -> list[int
     sizes = [_size_bytes(store)]
     for rows in (_user_rows(logins), _login_rows(logins, ring)):
         _merge(store, rows)
-        _analyze(url)
+        _settle(url)
         sizes.append(_size_bytes(store))
     return sizes
 
 
-def _analyze(url: str | None) -> None:
-    """Have a server look at its tables, as it does by itself sooner or later: it plans by what it finds, and MariaDB
-    has their sizes from there."""
-    statements = {"postgresql": "ANALYZE", "mysql": "ANALYZE TABLE users, logins"}
-    parsed = make_url(url or "sqlite://")
-    if (statement := statements.get(parsed.get_backend_name())) is not None:
-        engine = server_engine(parsed, patient=True)
+def _settle(url: str | None) -> None:
+    """Have an engine do what it does by itself sooner or later: look at its tables, by which it plans and from which
+    MariaDB has their sizes, and copy what its log has."""
+    settle = {
+        "sqlite": ["PRAGMA wal_checkpoint(TRUNCATE)"],
+        "postgresql": ["ANALYZE", "CHECKPOINT"],
+        "mysql": ["ANALYZE TABLE users, logins"],
+    }
+    parsed = make_url(url or "redis://")
+    for statement in settle.get(parsed.get_backend_name(), []):
+        engine = create_engine(parsed) if parsed.drivername == "sqlite" else server_engine(parsed, patient=True)
         with engine.connect() as connection:
             connection.exec_driver_sql(statement)
             connection.commit()
