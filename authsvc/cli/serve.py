@@ -8,10 +8,10 @@ import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from importlib.metadata import version
-from multiprocessing import get_start_method
 from typing import Any, Final
 
 import click
+import structlog
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -19,10 +19,14 @@ from rich.text import Text
 from authsvc import demo as demo_steps
 from authsvc.cli.shared import DOTENV, console, plain_errors
 from authsvc.clock import SystemClock
-from authsvc.http.server import free_address
+from authsvc.errors import AuthsvcError, SettingsError
+from authsvc.http.listener import listen
+from authsvc.http.server import LoadApp
 from authsvc.http.server import serve as serve_http
+from authsvc.http.systemd import Notifier, handed_over
 from authsvc.sandbox.process import SandboxProcess, noted_addresses
 from authsvc.settings import (
+    PREFIX,
     SANDBOX_APPID,
     SANDBOX_FOLDER,
     SANDBOX_SECRET,
@@ -32,6 +36,8 @@ from authsvc.settings import (
 from authsvc.store import store_address
 from authsvc.telemetry import configure_logging
 from authsvc.wiring import Prepared, build_app, prepare
+
+_log = structlog.get_logger("authsvc.server")
 
 ADDRESSES: Final = SANDBOX_FOLDER / "addresses.json"
 
@@ -44,12 +50,22 @@ _or_sandbox = click.option("--or-sandbox", is_flag=True, help="Without any app c
 
 @click.command()
 @_or_sandbox
+@click.option("--workers", type=int, help="Worker processes, in place of AUTHSVC_WORKERS.")
+@click.option("--threads", type=int, help="Threads of each worker, in place of AUTHSVC_THREADS.")
 @plain_errors
-def serve(or_sandbox: bool) -> None:
-    """Run the service, from the environment alone, until Ctrl-C."""
+def serve(or_sandbox: bool, workers: int | None, threads: int | None) -> None:
+    """Run the service, from the environment alone, until Ctrl-C or SIGTERM.
+
+    SIGHUP has it read its settings anew and replaces the workers one by one; in a terminal, which is gone then, it ends
+    the service.
+    """
     configure_logging(sys.stderr)
+    for name, value in (("WORKERS", workers), ("THREADS", threads)):
+        if value is not None:
+            os.environ[PREFIX + name] = str(value)
+    notifier = Notifier(os.environ)
     settings = _settings(or_sandbox=or_sandbox)
-    address = free_address(settings.host, settings.port)
+    listener = handed_over(os.environ) or listen(settings.host, settings.port)
     prepared = prepare(settings, clock=SystemClock())
     with ExitStack() as beside:
         if settings.sandbox:
@@ -59,14 +75,17 @@ def serve(or_sandbox: bool) -> None:
             beside.enter_context(noted_addresses(ADDRESSES, addresses))
         serve_http(
             # A forked worker inherits the keys that were read here, for when it cannot read them itself.
-            functools.partial(_load_worker, settings, prepared if get_start_method() == "fork" else None),
-            address=address,
-            port=settings.port,
+            functools.partial(_load_worker, settings, prepared),
+            listener=listener,
             workers=settings.workers,
             threads=settings.threads,
             # Longer than a login may take: what was accepted is answered.
             stop_within_s=settings.wechat_timeout_s + 5,
             on_listening=lambda: _announce(settings, prepared.said),
+            on_ready=notifier.ready,
+            on_reload=lambda: _reloaded(settings, notifier, or_sandbox=or_sandbox),
+            on_stopping=notifier.stopping,
+            hangup_ends=sys.stderr.isatty(),
         )
 
 
@@ -99,12 +118,32 @@ def _settings(*, or_sandbox: bool) -> Settings:
     return load_settings(os.environ, dotenv=DOTENV, cores=cores, or_sandbox=or_sandbox)
 
 
-def _load_worker(settings: Settings, inherited: Prepared | None) -> Any:
+def _load_worker(settings: Settings, inherited: Prepared) -> Any:
     configure_logging(sys.stderr)
     # The server copies the environment into every WSGI request; our settings have been read, the rest needs no secrets.
     for name in [name for name in os.environ if name.startswith("AUTHSVC_")]:
         del os.environ[name]
     return build_app(settings, inherited=inherited)
+
+
+def _reloaded(current: Settings, notifier: Notifier, *, or_sandbox: bool) -> LoadApp | None:
+    """What new workers are made of; None, and a line in the log, if the settings cannot be used."""
+    notifier.reloading()
+    try:
+        settings = _settings(or_sandbox=or_sandbox)
+        if settings.sandbox != current.sandbox:
+            raise SettingsError(["with the sandbox or without it: that takes a restart"])
+        if settings.sandbox:
+            settings = replace(settings, wechat_url=current.wechat_url, wechat_fallback_url=None)
+        prepared = prepare(settings, clock=SystemClock())
+    except AuthsvcError as error:
+        _log.error("reload_refused", problem=str(error))
+        return None
+    for name in ("host", "port", "workers", "threads"):
+        if getattr(settings, name) != getattr(current, name):
+            _log.warning("reload_is_not_enough", setting=PREFIX + name.upper(), problem="that takes a restart")
+    _log.info("reloading", said=[*prepared.said, *(f"WARNING: {warning}" for warning in settings.warnings)])
+    return functools.partial(_load_worker, settings, prepared)
 
 
 def _address(settings: Settings) -> str:

@@ -1,72 +1,85 @@
-"""The HTTP server: granian, with worker processes of blocking threads."""
+"""The HTTP server: granian, with worker processes of blocking threads, and with nobody lost when they come and go.
+
+What is added to granian: all workers accept from one socket, which the main process holds, so that no connection waits
+at a worker that ends; a worker that is to end lets go of its clients first; its successor answers before it goes.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import logging
+import multiprocessing
 import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterable
+from types import FrameType
 from typing import Any, Final, TypeAlias
 
+from granian._granian import SocketHolder
 from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
-from granian.server import Server
+from granian.server.mp import MPServer
 
-from authsvc.errors import CannotListen
+from authsvc.http.listener import BACKLOG, is_in_use, refuse_new, stop_accepting, waiting
 
-WSGIApp: TypeAlias = Callable[..., Any]
+WSGIApp: TypeAlias = Callable[..., Iterable[bytes]]
+LoadApp: TypeAlias = Callable[[], WSGIApp]
 
 # A token of 8 KiB and a generous set of headers; more is refused by the server itself.
 _HEADER_BUFFER_BYTES: Final = 65_536
+# Longer than a load balancer keeps an idle connection (mostly 60 s), or it would write into one that is being closed.
+_HEADERS_WITHIN_MS: Final = 75_000
+
+# From "close your connection" to the end of those who did not ask again. They come back on another one.
+_LEAVE_S: Final = 0.5
+_QUEUE_EMPTY_WITHIN_S: Final = 2.0
+_LOOK_EVERY_S: Final = 0.01
+_READY_WITHIN_S: Final = 30.0
+# A worker that ended within so many seconds of its start has its successor wait, longer from time to time.
+_SOON_S: Final = 10.0
+_FIRST_PAUSE_S: Final = 1.0
+_LONGEST_PAUSE_S: Final = 30.0
+
 _PR_SET_PDEATHSIG: Final = 1  # prctl(2)
 
-
-def free_address(host: str, port: int) -> str:
-    """The numeric address of `host`, which granian wants, after a look whether it can be listened on.
-
-    Raises: CannotListen.
-    """
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
-            0
-        ]
-        # granian sets SO_REUSEPORT: without this look a second service would share the port and take half the requests.
-        with socket.socket(family, kind) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except OSError as error:
-        raise CannotListen(
-            f"cannot listen on {host} port {port}: {error.strerror}; mend: set AUTHSVC_HOST or AUTHSVC_PORT"
-        ) from None
-    return str(address[0])
+_log = logging.getLogger("authsvc.server")
 
 
 def serve(
-    load_app: Callable[[], WSGIApp],
+    load_app: LoadApp,
     *,
-    address: str,
-    port: int,
+    listener: socket.socket,
     workers: int,
     threads: int,
     stop_within_s: int,
     on_listening: Callable[[], None],
+    on_ready: Callable[[], None],
+    on_reload: Callable[[], LoadApp | None],
+    on_stopping: Callable[[], None],
+    hangup_ends: bool,
 ) -> None:
-    """Serve on an address of `free_address` until SIGINT or SIGTERM. `load_app` runs once in each worker process.
+    """Serve until SIGINT or SIGTERM. `load_app` runs once in each worker process.
 
-    A worker that has not answered what it accepted `stop_within_s` seconds after the signal is killed.
+    A worker that has not answered what it accepted `stop_within_s` seconds after the signal is killed. On SIGHUP all
+    workers are replaced by those of what `on_reload` gives, one by one; None is for leaving them as they are. With
+    `hangup_ends` it is as good as SIGTERM. `on_ready`: each worker can answer, after the start or a reload.
     """
     logging.getLogger("_granian").addFilter(_is_news)
-    os.register_at_fork(before=_hold_sigterm, after_in_parent=_release_sigterm, after_in_child=_begin_worker)
-    server = Server(
+    # Workers inherit what was read before they were: keys above all. Python 3.14 has another default.
+    multiprocessing.set_start_method("fork", force=True)
+    os.register_at_fork(before=_hold_signals, after_in_parent=_release_signals, after_in_child=_begin_worker)
+    address, port = listener.getsockname()[:2]
+    server = _Server(
         target="authsvc",
         address=address,
         port=port,
         interface=Interfaces.WSGI,
         http=HTTPModes.http1,
-        http1_settings=HTTP1Settings(max_buffer_size=_HEADER_BUFFER_BYTES),
+        http1_settings=HTTP1Settings(header_read_timeout=_HEADERS_WITHIN_MS, max_buffer_size=_HEADER_BUFFER_BYTES),
         websockets=False,
         workers=workers,
         # Every request has a thread to itself; logins that wait for WeChat are capped below this number.
@@ -77,23 +90,218 @@ def serve(
         log_access=False,
         log_dictconfig={"formatters": {}, "handlers": {}, "loggers": {"_granian": {"propagate": True}}},
     )
+    server.take(load_app, listener=listener, on_ready=on_ready, on_reload=on_reload, on_stopping=on_stopping)
+    if hangup_ends:
+        server.signal_handler_reload = server.signal_handler_interrupt  # type: ignore[method-assign]
     server.on_startup(on_listening)
-    server.serve(target_loader=load_app, wrap_loader=False)
+    server.serve(target_loader=server.load, wrap_loader=False)
 
 
-def _hold_sigterm() -> None:
+class _Server(MPServer):
+    """What it overrides is granian's own business and may change with any version: pyproject.toml names one."""
+
+    def take(
+        self,
+        load_app: LoadApp,
+        *,
+        listener: socket.socket,
+        on_ready: Callable[[], None],
+        on_reload: Callable[[], LoadApp | None],
+        on_stopping: Callable[[], None],
+    ) -> None:
+        self._load_app = load_app
+        self._listener = listener
+        self._on_ready = on_ready
+        self._new_app = on_reload
+        self._on_stopping = on_stopping
+        self._ready = _Ready()
+        self._pauses: dict[int, float] = {}
+
+    def load(self) -> WSGIApp:
+        """In the worker, as the last thing before it answers."""
+        app = Leaving(self._load_app())
+        listener = self._listener
+
+        def leave(_number: int, _frame: FrameType | None) -> None:
+            app.is_leaving = True
+            stop_accepting(listener)
+
+        signal.signal(signal.SIGUSR1, leave)
+        self._ready.say()
+        return app
+
+    # ---- what granian calls ----
+
+    def _init_shared_socket(self) -> None:
+        # As it has it where there is no SO_REUSEPORT.
+        self._ssp = None
+        holder: Any = SocketHolder
+        self._shd = holder(self._listener.fileno(), False, BACKLOG)
+        self._sso = self._listener
+
+    def _drop_shared_socket(self) -> None:
+        """The beginning of the end: everybody who got in is answered, and told to close the connection."""
+        self._on_stopping()
+        refuse_new(self._listener)
+        # The workers go on accepting until there is nobody left.
+        give_up_at = time.monotonic() + _QUEUE_EMPTY_WITHIN_S
+        while waiting(self._listener) and time.monotonic() < give_up_at:
+            time.sleep(_LOOK_EVERY_S)
+        for worker in self.wrks:
+            _tell_to_leave(worker)
+        give_up_at = time.monotonic() + _LEAVE_S
+        while is_in_use(self._listener) and time.monotonic() < give_up_at:
+            time.sleep(_LOOK_EVERY_S)
+        self._listener.close()
+
+    def _spawn_workers(self, spawn_target: Any, target_loader: Any) -> None:
+        super()._spawn_workers(spawn_target, target_loader)  # type: ignore[no-untyped-call]
+        # Beside the main loop, which has to see signals: a worker may wait for keys as long as it likes.
+        threading.Thread(target=self._say_when_ready, daemon=True).start()
+
+    def _reload(self, spawn_target: Any, target_loader: Any) -> None:
+        self.reload_signal = False
+        self.main_loop_interrupt.clear()
+        load_app = self._new_app()
+        if load_app is None:
+            self._on_ready()  # as before
+            return
+        before, self._load_app = self._load_app, load_app
+        if not self._respawn_workers(list(range(self.workers)), spawn_target, target_loader):
+            self._load_app = before
+        self._on_ready()
+
+    def _respawn_workers(  # type: ignore[override]
+        self, workers: list[int], spawn_target: Any, target_loader: Any
+    ) -> bool:
+        """Its own waits a fixed time for the new one, and ends the service when a worker dies twice in a row.
+
+        False if one could not be replaced: it goes on, and so do those after it.
+        """
+        for index in workers:
+            old: Any = self.wrks[index]
+            if not old.is_alive() and not self._pause(index, old):
+                return False
+            new: Any = self._spawn_worker(idx=index, target=spawn_target, callback_loader=target_loader)
+            if not old.is_alive():
+                self._ready.forget(old)
+                new.start()
+                self.wrks[index] = new
+                continue
+            new.interrupt_by_parent = True  # it is no crash of the service if this one cannot start
+            new.start()
+            if not self._ready.wait_for(new, within_s=_READY_WITHIN_S, unless=lambda: self.interrupt_signal):
+                if not self.interrupt_signal:
+                    _log.error("a new worker cannot answer; the old one stays")
+                self._end(new)
+                return False
+            self.wrks[index] = new
+            new.interrupt_by_parent = False
+            if not new.is_alive():  # meanwhile, when nobody looked
+                self.interrupt_children.append(index)
+                self.main_loop_interrupt.set()
+            _tell_to_leave(old)
+            time.sleep(_LEAVE_S)
+            self._end(old)
+        return True
+
+    # ---- our own ----
+
+    def _end(self, worker: Any) -> None:
+        worker.terminate()
+        worker.join(self.workers_kill_timeout)
+        if worker.is_alive():
+            _log.warning("a worker did not stop in time and is killed")
+            worker.kill()
+            worker.join()
+        self._ready.forget(worker)
+
+    def _pause(self, index: int, old: Any) -> bool:
+        """Before the successor of one that died young. False: the service ends meanwhile."""
+        if time.monotonic() - old.birth > _SOON_S:
+            self._pauses.pop(index, None)
+            return True
+        pause_s = self._pauses.get(index, 0.0)
+        self._pauses[index] = min(max(_FIRST_PAUSE_S, 2 * pause_s), _LONGEST_PAUSE_S)
+        give_up_at = time.monotonic() + pause_s
+        while time.monotonic() < give_up_at:
+            if self.interrupt_signal:
+                return False
+            time.sleep(_LOOK_EVERY_S)
+        return True
+
+    def _say_when_ready(self) -> None:
+        workers = list(self.wrks)
+        if all(self._ready.wait_for(worker, within_s=float("inf")) for worker in workers):
+            self._on_ready()
+
+
+class Leaving:
+    """The app of one worker. Once it `is_leaving`, each answer closes its connection (RFC 9112, 9.6)."""
+
+    def __init__(self, app: WSGIApp) -> None:
+        self._app = app
+        self.is_leaving = False
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if not self.is_leaving:
+            return self._app(environ, start_response)
+
+        def start_last(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
+            return start_response(status, [*headers, ("Connection", "close")], exc_info)
+
+        return self._app(environ, start_last)
+
+
+class _Ready:
+    """Workers say that they can answer; the main process waits for it."""
+
+    def __init__(self) -> None:
+        self._said: set[int] = set()
+        self._reader, self._writer = multiprocessing.Pipe(duplex=False)
+        self._lock = threading.Lock()
+
+    def say(self) -> None:
+        # In one piece, however many workers write.
+        os.write(self._writer.fileno(), os.getpid().to_bytes(4, "big"))
+
+    def forget(self, worker: Any) -> None:
+        """One that has ended: another may get its number."""
+        self._said.discard(worker.inner.pid)
+
+    def wait_for(self, worker: Any, *, within_s: float, unless: Callable[[], bool] = lambda: False) -> bool:
+        """False if it has ended, or if that takes too long."""
+        give_up_at = time.monotonic() + within_s
+        while True:
+            with self._lock:
+                while self._reader.poll(0):
+                    self._said.add(int.from_bytes(os.read(self._reader.fileno(), 4), "big"))
+                if worker.inner.pid in self._said:
+                    return True
+            if not worker.is_alive() or time.monotonic() > give_up_at or unless():
+                return False
+            time.sleep(_LOOK_EVERY_S)
+
+
+def _hold_signals() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
 
-def _release_sigterm() -> None:
+def _release_signals() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+
+def _tell_to_leave(worker: Any) -> None:
+    if worker.is_alive():
+        os.kill(worker.inner.pid, signal.SIGUSR1)
 
 
 def _begin_worker() -> None:
     """The first thing in a new worker process."""
     # Until granian has handlers of its own, those of the main process would swallow the signal that ends the worker.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    _release_sigterm()
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # there is nobody yet whom it could leave
+    _release_signals()
     # Ctrl-C reaches every process of the terminal, and the main process then sends the workers SIGTERM. granian's
     # workers hang when the second signal meets the handler of the first, so they get to see the SIGTERM alone.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

@@ -9,12 +9,13 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import requests
 
+from tests.support.processes import children, until, wait_until_gone
 from tests.support.service import (
     Running,
     authsvc,
@@ -24,33 +25,6 @@ from tests.support.service import (
     service,
     wait_for,
 )
-
-
-def _children(pid: int) -> list[int]:
-    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
-    return [int(line) for line in listed.stdout.split()]
-
-
-def _alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except OSError:
-        return False
-    return state != "Z"
-
-
-def _wait_until_gone(pids: list[int], *, within_s: float) -> list[int]:
-    give_up_at = time.monotonic() + within_s
-    while (left := [pid for pid in pids if _alive(pid)]) and time.monotonic() < give_up_at:
-        time.sleep(0.05)
-    return left
-
-
-def _until(condition: Callable[[], bool], *, within_s: float) -> None:
-    give_up_at = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < give_up_at
-        time.sleep(0.05)
 
 
 def _keys_of(it: Running) -> str:
@@ -107,11 +81,11 @@ def test_a_stop_in_the_first_moment_is_not_lost(tmp_path: Path) -> None:
 def test_when_the_main_process_is_killed_nobody_is_left_behind(tmp_path: Path) -> None:
     port = free_port()
     with _sandboxed(tmp_path, port) as it:
-        others = _children(it.process.pid)
+        others = children(it.process.pid)
         assert len(others) == 3, "two workers and the sandbox"
         it.process.kill()
         it.process.wait()
-        assert _wait_until_gone(others, within_s=15) == []
+        assert wait_until_gone(others, within_s=15) == []
     with _sandboxed(tmp_path, port):
         pass  # the port is free again
 
@@ -122,11 +96,11 @@ def test_a_worker_that_is_killed_is_replaced_even_while_the_key_folder_cannot_be
     with service(tmp_path, wechat_url=wechat.url, WORKERS="1") as it:
         token = it.token()
         (tmp_path / "keys").chmod(0o755)
-        (worker,) = _children(it.process.pid)
+        (worker,) = children(it.process.pid)
         os.kill(worker, signal.SIGKILL)
         wait_for(f"{it.url}/readyz", it.process, it.log)
         give_up_at = time.monotonic() + 20
-        while _children(it.process.pid) == [worker]:
+        while children(it.process.pid) == [worker]:
             assert time.monotonic() < give_up_at
         wait_for(f"{it.url}/readyz", it.process, it.log)
         assert it.check(token)["is_login"] is True
@@ -139,7 +113,7 @@ def test_a_worker_that_cannot_have_the_last_keys_waits_for_them_and_the_others_g
     tmp_path: Path, wechat: Running
 ) -> None:
     with service(tmp_path, wechat_url=wechat.url, WORKERS="2") as it:
-        workers = _children(it.process.pid)
+        workers = children(it.process.pid)
         for worker in workers:
             os.kill(worker, signal.SIGSTOP)  # so that none has seen the new keys when one of their files goes
         assert authsvc("keys", "rotate", "--early", cwd=tmp_path).returncode == 0
@@ -148,24 +122,24 @@ def test_a_worker_that_cannot_have_the_last_keys_waits_for_them_and_the_others_g
         for worker in workers:
             os.kill(worker, signal.SIGCONT)
         os.kill(workers[0], signal.SIGKILL)
-        _until(lambda: "worker_waits" in it.output(), within_s=20)
-        _until(lambda: _keys_of(it) == "not reloaded", within_s=3 * 1 + 2)
-        assert workers[1] in _children(it.process.pid)
+        until(lambda: "worker_waits" in it.output(), within_s=20)
+        until(lambda: _keys_of(it) == "not reloaded", within_s=3 * 1 + 2)
+        assert workers[1] in children(it.process.pid)
         assert it.log_in().status_code == 200
         (tmp_path / "away").rename(newest)
-        _until(lambda: it.output().count('"keys_loaded"') == 2, within_s=3 * 5 + 2)
+        until(lambda: it.output().count('"keys_loaded"') == 2, within_s=3 * 5 + 2)
         assert _keys_of(it) == "ok"
         assert "Traceback" not in it.output()
 
 
 def test_a_worker_that_waits_for_keys_stops_when_it_is_told_to(tmp_path: Path, wechat: Running) -> None:
     with service(tmp_path, wechat_url=wechat.url, WORKERS="1") as it:
-        (worker,) = _children(it.process.pid)
+        (worker,) = children(it.process.pid)
         os.kill(worker, signal.SIGSTOP)
         assert authsvc("keys", "rotate", "--early", cwd=tmp_path).returncode == 0
         max((tmp_path / "keys").glob("sign-*.pem"), key=lambda path: path.stat().st_mtime_ns).unlink()
         os.kill(worker, signal.SIGKILL)
-        _until(lambda: "worker_waits" in it.output(), within_s=20)
+        until(lambda: "worker_waits" in it.output(), within_s=20)
         assert it.stop() == 0
         assert "refused to gracefully stop" not in it.output()
 

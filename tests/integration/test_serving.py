@@ -1,0 +1,317 @@
+"""The service as its operators handle it: stopped, reloaded and killed under load, under systemd, in a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import pty
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import jwt
+import pytest
+
+from tests.support.load import load
+from tests.support.processes import children, until
+from tests.support.service import Running, Service, clean_environment, free_port, running, service
+
+SOON_S: Final = 30
+
+
+def workers_of(it: Running) -> set[int]:
+    return set(children(it.process.pid))
+
+
+def wait_for_reload(it: Service, *, before: set[int]) -> None:
+    until(lambda: len(now := workers_of(it)) == len(before) and not now & before, within_s=SOON_S)
+
+
+def ask(url: str, path: str = "/healthz") -> bytes:
+    """The first bytes of the answer, on a connection of its own."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=SOON_S) as connection:
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n".encode())
+        return connection.recv(4096)
+
+
+# ---- under load ---------------------------------------------------------------------------------
+
+
+def test_no_request_fails_while_the_service_reloads_twice_and_stops(tmp_path: Path, wechat: Running) -> None:
+    users = itertools.count()  # WeChat lets nobody log in more often than 100 times a minute
+    with service(tmp_path, wechat_url=wechat.url, WORKERS="2", ACCESS_LOG="none") as it:
+        with load(it.url, mint=lambda: it.mint(f"user-{next(users)}")) as found:
+            for _ in range(2):
+                before = workers_of(it)
+                it.process.send_signal(signal.SIGHUP)
+                wait_for_reload(it, before=before)
+            assert not found.done["refused"]
+            assert it.stop() == 0
+            until(lambda: found.done["refused"], within_s=SOON_S)
+        assert found.failed == []
+        assert min(found.done[what] for what in ("kept", "new", "login")) > 10
+        assert "refused to gracefully stop" not in it.output()
+
+
+def test_a_login_that_waits_for_wechat_is_answered_after_the_stop_was_asked_for(
+    tmp_path: Path, wechat: Running
+) -> None:
+    with service(tmp_path, wechat_url=wechat.url) as it:
+        body = f'{{"code": "{it.mint(fault="delay", delay_s=1.5)}"}}'
+        head = f"POST /login HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        host, _, port = it.url.removeprefix("http://").partition(":")
+        with socket.create_connection((host, int(port)), timeout=SOON_S) as connection:
+            connection.sendall(f"{head}\r\n{body}".encode())
+            time.sleep(0.5)
+            it.process.send_signal(signal.SIGTERM)
+            answer = connection.recv(4096)
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert b"connection: close" in answer.lower()
+        assert it.process.wait(SOON_S) == 0
+
+
+def test_who_waits_at_a_worker_that_is_killed_is_answered_by_its_successor(tmp_path: Path, wechat: Running) -> None:
+    with service(tmp_path, wechat_url=wechat.url, WORKERS="1") as it:
+        (worker,) = workers_of(it)
+        os.kill(worker, signal.SIGSTOP)
+        host, _, port = it.url.removeprefix("http://").partition(":")
+        connections = [socket.create_connection((host, int(port)), timeout=SOON_S) for _ in range(20)]
+        for connection in connections:
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        os.kill(worker, signal.SIGKILL)
+        answers = [connection.recv(4096) for connection in connections]
+        for connection in connections:
+            connection.close()
+        assert {answer[:12] for answer in answers} == {b"HTTP/1.1 200"}
+
+
+def test_a_worker_that_is_killed_again_and_again_takes_nobody_with_it(tmp_path: Path, wechat: Running) -> None:
+    with service(tmp_path, wechat_url=wechat.url, WORKERS="2") as it:
+        stays, *_ = sorted(workers_of(it))
+        for _ in range(3):
+            (other,) = workers_of(it) - {stays}
+            os.kill(other, signal.SIGKILL)
+            until(lambda other=other: len(now := workers_of(it)) == 2 and other not in now, within_s=SOON_S)  # type: ignore[misc]
+        assert stays in workers_of(it)
+        assert ask(it.url).startswith(b"HTTP/1.1 200")
+        assert it.stop() == 0
+
+
+# ---- SIGHUP -------------------------------------------------------------------------------------
+
+
+def test_a_reload_takes_new_settings(tmp_path: Path, wechat: Running) -> None:
+    dotenv = tmp_path / ".env"
+    dotenv.write_text("AUTHSVC_AUDIENCE=before\n")
+    with service(tmp_path, wechat_url=wechat.url, WORKERS="2") as it:
+        before = workers_of(it)
+        dotenv.write_text("AUTHSVC_AUDIENCE=after\n")
+        it.process.send_signal(signal.SIGHUP)
+        wait_for_reload(it, before=before)
+        for _ in range(4):
+            assert jwt.decode(it.token(), options={"verify_signature": False})["aud"] == "after"
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ("AUTHSVC_AUDIENCE=\x07\n", "AUTHSVC_AUDIENCE"),
+        ("AUTHSVC_STORE=sqlite:////nowhere/at/all.db\n", "cannot make"),
+    ],
+)
+def test_a_reload_with_settings_that_cannot_be_used_is_refused_and_changes_nothing(
+    tmp_path: Path, wechat: Running, settings: str, why: str
+) -> None:
+    with service(tmp_path, wechat_url=wechat.url, WORKERS="2") as it:
+        before = workers_of(it)
+        (tmp_path / ".env").write_text(settings)
+        it.process.send_signal(signal.SIGHUP)
+        until(lambda: "reload_refused" in it.output(), within_s=SOON_S)
+        assert why in it.output()
+        assert workers_of(it) == before
+        assert it.log_in().status_code == 200
+
+
+def test_what_only_a_restart_changes_is_said_at_a_reload(tmp_path: Path, wechat: Running) -> None:
+    with service(tmp_path, wechat_url=wechat.url, WORKERS="1") as it:
+        before = workers_of(it)
+        (tmp_path / ".env").write_text("AUTHSVC_THREADS=32\n")
+        it.process.send_signal(signal.SIGHUP)
+        wait_for_reload(it, before=before)
+        assert "AUTHSVC_THREADS" in it.output()
+
+
+SERVER: Final = """
+import logging, os, sys
+from authsvc.http.listener import listen
+from authsvc.http.server import serve
+
+def app(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [str(os.getpid()).encode()]
+
+def broken():
+    raise RuntimeError("no app")
+
+logging.basicConfig(stream=sys.stderr, level=logging.INFO)
+serve(
+    lambda: app,
+    listener=listen("127.0.0.1", int(sys.argv[1])),
+    workers=2,
+    threads=4,
+    stop_within_s=5,
+    on_listening=lambda: None,
+    on_ready=lambda: print("READY", file=sys.stderr, flush=True),
+    on_reload=lambda: broken,
+    on_stopping=lambda: None,
+    hangup_ends=False,
+)
+"""
+
+
+def test_workers_stay_whose_successors_cannot_start(tmp_path: Path) -> None:
+    port = free_port()
+    with running(
+        [sys.executable, "-c", SERVER, str(port)],
+        log=tmp_path / "log",
+        cwd=Path.cwd(),
+        environment=clean_environment(),
+        url=f"http://127.0.0.1:{port}",
+        probe="/",
+    ) as it:
+        until(lambda: it.output().count("READY") == 1, within_s=SOON_S)
+        before = workers_of(it)
+        it.process.send_signal(signal.SIGHUP)
+        until(lambda: it.output().count("READY") == 2, within_s=SOON_S)
+        assert "the old one stays" in it.output()
+        assert workers_of(it) == before
+        os.kill(min(before), signal.SIGKILL)  # its successor is made of what was good
+        until(lambda: len(now := workers_of(it)) == 2 and min(before) not in now, within_s=SOON_S)
+        assert ask(it.url, "/").startswith(b"HTTP/1.1 200")
+        assert it.stop() == 0
+
+
+def test_in_a_terminal_a_hangup_ends_the_service(tmp_path: Path) -> None:
+    port = free_port()
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "authsvc", "serve", "--or-sandbox"],
+        cwd=tmp_path,
+        env=clean_environment(PORT=str(port), WORKERS="1"),
+        stdin=subprocess.DEVNULL,
+        stdout=follower,
+        stderr=follower,
+    )
+    try:
+        give_up_at = time.monotonic() + SOON_S
+        while True:
+            while select.select([leader], [], [], 0)[0]:
+                os.read(leader, 65_536)
+            with contextlib.suppress(OSError):
+                ask(f"http://127.0.0.1:{port}")
+                break
+            assert time.monotonic() < give_up_at
+            time.sleep(0.05)
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(SOON_S) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(leader)
+        os.close(follower)
+
+
+# ---- systemd ------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def manager(path: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as it:
+        it.bind(str(path))
+        it.settimeout(SOON_S)
+        yield it
+
+
+def test_systemd_is_told_of_the_start_a_reload_and_the_stop(
+    tmp_path: Path, wechat: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with manager(tmp_path / "notify") as systemd:
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        with service(tmp_path, wechat_url=wechat.url) as it:
+            assert systemd.recv(4096) == b"READY=1"
+            it.process.send_signal(signal.SIGHUP)
+            told = systemd.recv(4096).split(b"\n")
+            assert told[0] == b"RELOADING=1"
+            assert told[1].startswith(b"MONOTONIC_USEC=")
+            assert systemd.recv(4096) == b"READY=1"
+            assert it.stop() == 0
+            assert systemd.recv(4096) == b"STOPPING=1"
+
+
+LAUNCHER: Final = """
+import os, socket, sys
+listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+os.dup2(listener.fileno(), 3)
+os.set_inheritable(3, True)
+os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": sys.argv[2], "LISTEN_FDNAMES": "authsvc"}
+os.execv(sys.executable, [sys.executable, "-m", "authsvc", "serve", "--or-sandbox"])
+"""
+
+
+def test_the_service_answers_at_the_socket_that_systemd_hands_over(tmp_path: Path) -> None:
+    port = free_port()
+    with running(
+        [sys.executable, "-c", LAUNCHER, str(port), "1"],
+        log=tmp_path / "log",
+        cwd=tmp_path,
+        environment=clean_environment(PORT=str(free_port()), WORKERS="2"),
+        url=f"http://127.0.0.1:{port}",
+        probe="/healthz",
+    ) as it:
+        assert ask(it.url).startswith(b"HTTP/1.1 200")
+        assert it.stop() == 0
+
+
+def test_more_sockets_than_one_are_refused(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LAUNCHER, str(free_port()), "2"],
+        cwd=tmp_path,
+        env=clean_environment(PORT=str(free_port())),
+        capture_output=True,
+        text=True,
+        timeout=SOON_S,
+        check=False,
+    )
+    assert (done.returncode, "ListenStream" in done.stderr) == (2, True)
+
+
+# ---- slow clients -------------------------------------------------------------------------------
+
+
+def test_five_hundred_clients_that_send_a_byte_a_second_leave_the_rest_alone(tmp_path: Path, wechat: Running) -> None:
+    with service(tmp_path, wechat_url=wechat.url, WORKERS="1", ACCESS_LOG="none") as it:
+        token = it.token()
+        host, _, port = it.url.removeprefix("http://").partition(":")
+        slow = [socket.create_connection((host, int(port)), timeout=SOON_S) for _ in range(500)]
+        head = b"POST /login HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 4000\r\n\r\n"
+        try:
+            for number, connection in enumerate(slow):
+                connection.sendall(head if number % 2 else head[:40])  # half of them have not even got to the body
+            for _ in range(3):
+                for connection in slow:
+                    with contextlib.suppress(OSError):  # those who were sent away
+                        connection.sendall(b"x")
+                until(lambda: it.check(token)["is_login"], within_s=SOON_S)
+                time.sleep(1)
+        finally:
+            for connection in slow:
+                connection.close()
+        until(lambda: it.log_in().status_code == 200, within_s=SOON_S)
