@@ -20,10 +20,10 @@ from authsvc import demo as demo_steps
 from authsvc.cli.shared import DOTENV, console, plain_errors
 from authsvc.clock import SystemClock
 from authsvc.errors import AuthsvcError, SettingsError
-from authsvc.http.listener import listen
+from authsvc.http.listener import free_address
 from authsvc.http.server import LoadApp
 from authsvc.http.server import serve as serve_http
-from authsvc.http.systemd import Notifier, handed_over
+from authsvc.http.systemd import Notifier
 from authsvc.sandbox.process import SandboxProcess, noted_addresses
 from authsvc.settings import (
     PREFIX,
@@ -65,7 +65,7 @@ def serve(or_sandbox: bool, workers: int | None, threads: int | None) -> None:
             os.environ[PREFIX + name] = str(value)
     notifier = Notifier(os.environ)
     settings = _settings(or_sandbox=or_sandbox)
-    listener = handed_over(os.environ) or listen(settings.host, settings.port)
+    address = free_address(settings.host, settings.port)
     prepared = prepare(settings, clock=SystemClock())
     with ExitStack() as beside:
         if settings.sandbox:
@@ -76,7 +76,7 @@ def serve(or_sandbox: bool, workers: int | None, threads: int | None) -> None:
         serve_http(
             # A forked worker inherits the keys that were read here, for when it cannot read them itself.
             functools.partial(_load_worker, settings, prepared),
-            listener=listener,
+            address=address,
             workers=settings.workers,
             threads=settings.threads,
             # Longer than a login may take: what was accepted is answered.

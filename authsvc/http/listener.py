@@ -1,15 +1,13 @@
-"""The listening socket: one for all workers, and how those who accept from it stop without losing anybody."""
+"""Listening sockets that share a port, and how one of them is closed without losing anybody."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
-import os
 import socket
 import struct
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from authsvc.errors import CannotListen
 
@@ -23,30 +21,45 @@ _UNACKED_AT: Final = 24  # tcpi_unacked, which of a listening socket is the leng
 _ESTABLISHED: Final = "01"
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Raises: CannotListen."""
+Address = tuple[socket.AddressFamily, tuple[Any, ...]]
+
+
+def free_address(host: str, port: int) -> Address:
+    """Where `host` and `port` are, after a look whether anybody listens there. Raises: CannotListen."""
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
-            0
-        ]
-        listener = socket.socket(family, kind)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-            listener.listen(BACKLOG)
-        except OSError:
-            listener.close()
-            raise
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        # The sockets of our workers share the port, and would share it with those of a second service.
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            return family, probe.getsockname()
     except OSError as error:
         raise CannotListen(
             f"cannot listen on {host} port {port}: {error.strerror}; mend: set AUTHSVC_HOST or AUTHSVC_PORT"
         ) from None
-    listener.setblocking(False)
-    return listener
+
+
+def bound(address: Address) -> socket.socket:
+    """A socket for one of several that share the port; the kernel spreads connections over those who listen.
+
+    One socket for all of them would leave most connections to the same worker. Raises: OSError.
+    """
+    family, where = address
+    found = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        found.bind(where)
+        found.setblocking(False)
+    except OSError:
+        found.close()
+        raise
+    return found
 
 
 def refuse_new(listener: socket.socket) -> None:
-    """Whoever connects from now on gets no answer, and is refused once the socket is closed: TCP asks again.
+    """Whoever connects to this one from now on gets no answer; once it is closed, another answers, or nobody: TCP asks
+    again a second later.
 
     A queue that is closed with connections in it resets them, and who is in it has often sent a request already. So
     the door is shut first, and the queue gets empty (see `waiting`). Elsewhere than on Linux this does nothing.
@@ -79,32 +92,11 @@ def waiting(listener: socket.socket) -> int:
     return found
 
 
-def stop_accepting(listener: socket.socket) -> None:
-    """Have this process accept nothing more, while others go on with the same socket.
-
-    Each descriptor of it here becomes one of a socket that nobody can reach. For who waits at it nothing happens.
-    """
-    found = os.fstat(listener.fileno())
-    with socket.create_server(("127.0.0.1", 0)) as lonely:
-        refuse_new(lonely)
-        lonely.setblocking(False)
-        for name in os.listdir("/proc/self/fd"):
-            try:
-                other = os.fstat(int(name))
-            except OSError as error:
-                if error.errno != errno.EBADF:  # that of the listing itself
-                    raise
-                continue
-            if (other.st_dev, other.st_ino) == (found.st_dev, found.st_ino):
-                os.dup2(lonely.fileno(), int(name))
-
-
-def is_in_use(listener: socket.socket) -> bool:
-    """Whether somebody is connected to its port on this host; True where that cannot be known."""
-    port = f"{listener.getsockname()[1]:04X}"
+def is_in_use(port: int) -> bool:
+    """Whether somebody is connected to that port of this host; True where that cannot be known."""
     try:
         tables = [Path(f"/proc/net/{name}").read_text().splitlines()[1:] for name in ("tcp", "tcp6")]
     except OSError:
         return True
     rows = (line.split() for table in tables for line in table)
-    return any(row[1].endswith(f":{port}") and row[3] == _ESTABLISHED for row in rows)
+    return any(row[1].endswith(f":{port:04X}") and row[3] == _ESTABLISHED for row in rows)

@@ -1,7 +1,7 @@
 """The HTTP server: granian, with worker processes of blocking threads, and with nobody lost when they come and go.
 
-What is added to granian: all workers accept from one socket, which the main process holds, so that no connection waits
-at a worker that ends; a worker that is to end lets go of its clients first; its successor answers before it goes.
+What is added to granian: a worker listens once it can answer; before it ends it lets go of its clients, and leaves no
+connection in its queue; its successor is there before it goes, and where that cannot start, it stays.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
 from granian.server.mp import MPServer
 
-from authsvc.http.listener import BACKLOG, is_in_use, refuse_new, stop_accepting, waiting
+from authsvc.http.listener import BACKLOG, Address, bound, is_in_use, refuse_new, waiting
 
 WSGIApp: TypeAlias = Callable[..., Iterable[bytes]]
 LoadApp: TypeAlias = Callable[[], WSGIApp]
@@ -36,6 +36,8 @@ _HEADERS_WITHIN_MS: Final = 75_000
 
 # From "close your connection" to the end of those who did not ask again. They come back on another one.
 _LEAVE_S: Final = 0.5
+# From the moment when nobody gets in any more: who just got in has sent a request by then.
+_LAST_CALL_S: Final = 0.1
 _QUEUE_EMPTY_WITHIN_S: Final = 2.0
 _LOOK_EVERY_S: Final = 0.01
 _READY_WITHIN_S: Final = 30.0
@@ -52,7 +54,7 @@ _log = logging.getLogger("authsvc.server")
 def serve(
     load_app: LoadApp,
     *,
-    listener: socket.socket,
+    address: Address,
     workers: int,
     threads: int,
     stop_within_s: int,
@@ -72,10 +74,10 @@ def serve(
     # Workers inherit what was read before they were: keys above all. Python 3.14 has another default.
     multiprocessing.set_start_method("fork", force=True)
     os.register_at_fork(before=_hold_signals, after_in_parent=_release_signals, after_in_child=_begin_worker)
-    address, port = listener.getsockname()[:2]
+    host, port = address[1][:2]
     server = _Server(
         target="authsvc",
-        address=address,
+        address=host,
         port=port,
         interface=Interfaces.WSGI,
         http=HTTPModes.http1,
@@ -90,7 +92,7 @@ def serve(
         log_access=False,
         log_dictconfig={"formatters": {}, "handlers": {}, "loggers": {"_granian": {"propagate": True}}},
     )
-    server.take(load_app, listener=listener, on_ready=on_ready, on_reload=on_reload, on_stopping=on_stopping)
+    server.take(load_app, address=address, on_ready=on_ready, on_reload=on_reload, on_stopping=on_stopping)
     if hangup_ends:
         server.signal_handler_reload = server.signal_handler_interrupt  # type: ignore[method-assign]
     server.on_startup(on_listening)
@@ -104,13 +106,14 @@ class _Server(MPServer):
         self,
         load_app: LoadApp,
         *,
-        listener: socket.socket,
+        address: Address,
         on_ready: Callable[[], None],
         on_reload: Callable[[], LoadApp | None],
         on_stopping: Callable[[], None],
     ) -> None:
         self._load_app = load_app
-        self._listener = listener
+        self._address = address
+        self._listeners: list[socket.socket] = []  # of workers that may be alive; the last is that of the newest
         self._on_ready = on_ready
         self._new_app = on_reload
         self._on_stopping = on_stopping
@@ -119,40 +122,46 @@ class _Server(MPServer):
 
     def load(self) -> WSGIApp:
         """In the worker, as the last thing before it answers."""
+        *of_others, own = self._listeners
+        for other in of_others:
+            other.close()  # or it would go on listening here when that worker is gone
         app = Leaving(self._load_app())
-        listener = self._listener
 
         def leave(_number: int, _frame: FrameType | None) -> None:
             app.is_leaving = True
-            stop_accepting(listener)
 
         signal.signal(signal.SIGUSR1, leave)
+        own.listen(BACKLOG)
         self._ready.say()
         return app
 
     # ---- what granian calls ----
 
     def _init_shared_socket(self) -> None:
-        # As it has it where there is no SO_REUSEPORT.
-        self._ssp = None
+        """There is none: each worker has its own."""
+
+    def _spawn_worker(self, idx: int, target: Any, callback_loader: Any) -> Any:  # type: ignore[override]
+        listener = bound(self._address)
+        self._listeners.append(listener)
+        # As granian has it where a socket comes from the main process.
         holder: Any = SocketHolder
-        self._shd = holder(self._listener.fileno(), False, BACKLOG)
-        self._sso = self._listener
+        self._ssp, self._shd, self._sso = None, holder(listener.fileno(), False, BACKLOG), listener
+        worker: Any = super()._spawn_worker(idx, target, callback_loader)
+        worker.listener = listener
+        return worker
 
     def _drop_shared_socket(self) -> None:
         """The beginning of the end: everybody who got in is answered, and told to close the connection."""
         self._on_stopping()
-        refuse_new(self._listener)
         # The workers go on accepting until there is nobody left.
-        give_up_at = time.monotonic() + _QUEUE_EMPTY_WITHIN_S
-        while waiting(self._listener) and time.monotonic() < give_up_at:
-            time.sleep(_LOOK_EVERY_S)
+        self._shut(*self.wrks)
         for worker in self.wrks:
             _tell_to_leave(worker)
         give_up_at = time.monotonic() + _LEAVE_S
-        while is_in_use(self._listener) and time.monotonic() < give_up_at:
+        while is_in_use(self._address[1][1]) and time.monotonic() < give_up_at:
             time.sleep(_LOOK_EVERY_S)
-        self._listener.close()
+        for listener in self._listeners:
+            listener.close()
 
     def _spawn_workers(self, spawn_target: Any, target_loader: Any) -> None:
         super()._spawn_workers(spawn_target, target_loader)  # type: ignore[no-untyped-call]
@@ -180,11 +189,12 @@ class _Server(MPServer):
         """
         for index in workers:
             old: Any = self.wrks[index]
-            if not old.is_alive() and not self._pause(index, old):
-                return False
+            if is_dead := not old.is_alive():
+                self._forget(old)  # first of all: its queue is still open here, and nobody is at it
+                if not self._pause(index, old):
+                    return False
             new: Any = self._spawn_worker(idx=index, target=spawn_target, callback_loader=target_loader)
-            if not old.is_alive():
-                self._ready.forget(old)
+            if is_dead:
                 new.start()
                 self.wrks[index] = new
                 continue
@@ -202,10 +212,26 @@ class _Server(MPServer):
                 self.main_loop_interrupt.set()
             _tell_to_leave(old)
             time.sleep(_LEAVE_S)
+            self._shut(old)
+            time.sleep(_LAST_CALL_S)
             self._end(old)
         return True
 
     # ---- our own ----
+
+    def _shut(self, *workers: Any) -> None:
+        """Let nobody else in, and wait until the worker has accepted who is."""
+        for worker in workers:
+            refuse_new(worker.listener)
+        give_up_at = time.monotonic() + _QUEUE_EMPTY_WITHIN_S
+        while any(waiting(worker.listener) for worker in workers) and time.monotonic() < give_up_at:
+            time.sleep(_LOOK_EVERY_S)
+
+    def _forget(self, worker: Any) -> None:
+        """One that has ended."""
+        self._ready.forget(worker)
+        self._listeners.remove(worker.listener)
+        worker.listener.close()
 
     def _end(self, worker: Any) -> None:
         worker.terminate()
@@ -214,7 +240,7 @@ class _Server(MPServer):
             _log.warning("a worker did not stop in time and is killed")
             worker.kill()
             worker.join()
-        self._ready.forget(worker)
+        self._forget(worker)
 
     def _pause(self, index: int, old: Any) -> bool:
         """Before the successor of one that died young. False: the service ends meanwhile."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
@@ -12,7 +12,7 @@ from typing import Final
 import pytest
 
 from authsvc.errors import CannotListen
-from authsvc.http.listener import is_in_use, listen, refuse_new, stop_accepting, waiting
+from authsvc.http.listener import bound, free_address, is_in_use, refuse_new, waiting
 from tests.support.processes import until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="what it does elsewhere is nothing")
@@ -22,7 +22,8 @@ SOON_S: Final = 10
 
 @pytest.fixture
 def listener() -> Iterator[socket.socket]:
-    with closing(listen("127.0.0.1", 0)) as it:
+    with closing(bound((socket.AF_INET, ("127.0.0.1", 0)))) as it:
+        it.listen()
         yield it
 
 
@@ -33,12 +34,12 @@ def connect(listener: socket.socket, *, timeout_s: float = SOON_S) -> socket.soc
 def test_a_port_that_is_taken_is_named(listener: socket.socket) -> None:
     port = listener.getsockname()[1]
     with pytest.raises(CannotListen, match=f"port {port}: Address already in use"):
-        listen("127.0.0.1", port)
+        free_address("127.0.0.1", port)
 
 
 def test_a_name_that_leads_nowhere_is_named() -> None:
     with pytest.raises(CannotListen, match=r"nowhere\.invalid"):
-        listen("nowhere.invalid", 0)
+        free_address("nowhere.invalid", 0)
 
 
 def test_who_is_in_the_queue_is_counted_until_accepted(listener: socket.socket) -> None:
@@ -68,47 +69,25 @@ def test_after_the_door_is_shut_the_queue_is_served_and_who_comes_later_is_refus
         socket.create_connection(address, timeout=SOON_S)
 
 
-OTHER: Final = """
-import socket, sys
-listener = socket.socket(fileno=int(sys.argv[1]))
-listener.setblocking(True)
-print("there", flush=True)
-while True:
-    connection, _ = listener.accept()
-    connection.sendall(b"other")
-    connection.close()
-"""
-
-
-def test_a_process_that_accepts_no_more_leaves_everything_to_the_others(listener: socket.socket) -> None:
-    kept = listener.dup()
-    with subprocess.Popen(
-        [sys.executable, "-c", OTHER, str(listener.fileno())], pass_fds=[listener.fileno()], stdout=subprocess.PIPE
-    ) as other:
-        try:
-            assert other.stdout is not None
-            other.stdout.readline()
-            address = listener.getsockname()[:2]
-            stop_accepting(listener)
-            for _ in range(10):
-                with socket.create_connection(address, timeout=SOON_S) as connection:
-                    assert connection.recv(5) == b"other"
-            for mine in (listener, kept):
-                mine.setblocking(False)
-                with pytest.raises(BlockingIOError):
-                    mine.accept()
-        finally:
-            other.kill()
-            kept.close()
+def test_a_socket_that_only_shares_the_port_gets_nobody_until_it_listens(listener: socket.socket) -> None:
+    with closing(bound((socket.AF_INET, listener.getsockname()))) as other, contextlib.ExitStack() as stack:
+        for _ in range(20):
+            stack.enter_context(connect(listener))
+        assert waiting(listener) == 20
+        other.listen()
+        for _ in range(40):
+            stack.enter_context(connect(listener))
+        assert waiting(listener) + waiting(other) == 60
+        assert waiting(other) > 5
 
 
 def test_a_port_is_in_use_while_somebody_is_connected(listener: socket.socket) -> None:
-    assert not is_in_use(listener)
+    assert not is_in_use(listener.getsockname()[1])
     with connect(listener):
         accepted, _ = listener.accept()
-        assert is_in_use(listener)
+        assert is_in_use(listener.getsockname()[1])
         accepted.close()
-    until(lambda: not is_in_use(listener), within_s=SOON_S)
+    until(lambda: not is_in_use(listener.getsockname()[1]), within_s=SOON_S)
 
 
 def test_where_nothing_can_be_known_a_port_is_taken_to_be_in_use(
@@ -118,4 +97,4 @@ def test_where_nothing_can_be_known_a_port_is_taken_to_be_in_use(
         raise PermissionError
 
     monkeypatch.setattr("pathlib.Path.read_text", no_table)
-    assert is_in_use(listener)
+    assert is_in_use(listener.getsockname()[1])

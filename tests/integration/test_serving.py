@@ -78,21 +78,6 @@ def test_a_login_that_waits_for_wechat_is_answered_after_the_stop_was_asked_for(
         assert it.process.wait(SOON_S) == 0
 
 
-def test_who_waits_at_a_worker_that_is_killed_is_answered_by_its_successor(tmp_path: Path, wechat: Running) -> None:
-    with service(tmp_path, wechat_url=wechat.url, WORKERS="1") as it:
-        (worker,) = workers_of(it)
-        os.kill(worker, signal.SIGSTOP)
-        host, _, port = it.url.removeprefix("http://").partition(":")
-        connections = [socket.create_connection((host, int(port)), timeout=SOON_S) for _ in range(20)]
-        for connection in connections:
-            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
-        os.kill(worker, signal.SIGKILL)
-        answers = [connection.recv(4096) for connection in connections]
-        for connection in connections:
-            connection.close()
-        assert {answer[:12] for answer in answers} == {b"HTTP/1.1 200"}
-
-
 def test_a_worker_that_is_killed_again_and_again_takes_nobody_with_it(tmp_path: Path, wechat: Running) -> None:
     with service(tmp_path, wechat_url=wechat.url, WORKERS="2") as it:
         stays, *_ = sorted(workers_of(it))
@@ -151,7 +136,7 @@ def test_what_only_a_restart_changes_is_said_at_a_reload(tmp_path: Path, wechat:
 
 SERVER: Final = """
 import logging, os, sys
-from authsvc.http.listener import listen
+from authsvc.http.listener import free_address
 from authsvc.http.server import serve
 
 def app(environ, start_response):
@@ -164,7 +149,7 @@ def broken():
 logging.basicConfig(stream=sys.stderr, level=logging.INFO)
 serve(
     lambda: app,
-    listener=listen("127.0.0.1", int(sys.argv[1])),
+    address=free_address("127.0.0.1", int(sys.argv[1])),
     workers=2,
     threads=4,
     stop_within_s=5,
@@ -254,43 +239,6 @@ def test_systemd_is_told_of_the_start_a_reload_and_the_stop(
             assert systemd.recv(4096) == b"READY=1"
             assert it.stop() == 0
             assert systemd.recv(4096) == b"STOPPING=1"
-
-
-LAUNCHER: Final = """
-import os, socket, sys
-listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
-os.dup2(listener.fileno(), 3)
-os.set_inheritable(3, True)
-os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": sys.argv[2], "LISTEN_FDNAMES": "authsvc"}
-os.execv(sys.executable, [sys.executable, "-m", "authsvc", "serve", "--or-sandbox"])
-"""
-
-
-def test_the_service_answers_at_the_socket_that_systemd_hands_over(tmp_path: Path) -> None:
-    port = free_port()
-    with running(
-        [sys.executable, "-c", LAUNCHER, str(port), "1"],
-        log=tmp_path / "log",
-        cwd=tmp_path,
-        environment=clean_environment(PORT=str(free_port()), WORKERS="2"),
-        url=f"http://127.0.0.1:{port}",
-        probe="/healthz",
-    ) as it:
-        assert ask(it.url).startswith(b"HTTP/1.1 200")
-        assert it.stop() == 0
-
-
-def test_more_sockets_than_one_are_refused(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", LAUNCHER, str(free_port()), "2"],
-        cwd=tmp_path,
-        env=clean_environment(PORT=str(free_port())),
-        capture_output=True,
-        text=True,
-        timeout=SOON_S,
-        check=False,
-    )
-    assert (done.returncode, "ListenStream" in done.stderr) == (2, True)
 
 
 # ---- slow clients -------------------------------------------------------------------------------
