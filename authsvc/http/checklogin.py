@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from flask import Blueprint, request
 
 from authsvc.errors import TokenError, TokenMalformed, TokenMissing
 from authsvc.http.context import note
+from authsvc.http.replies import CheckLoginReply
 from authsvc.http.services import services
 from authsvc.verifier.bearer import credentials, is_bearer
 
@@ -15,12 +14,12 @@ blueprint = Blueprint("checklogin", __name__)
 
 
 @blueprint.get("/checklogin")
-def check_login() -> tuple[dict[str, Any], dict[str, str]]:
+def check_login() -> tuple[CheckLoginReply, dict[str, str]]:
     now = services().clock.now()
     try:
         token = presented_token(request.args.getlist("token"), request.headers.getlist("Authorization"))
         claims = services().verifier.verify(token)
-        answer: dict[str, Any] = {"is_login": True, "expires_in": max(claims.expires_at - now, 0)}
+        answer: CheckLoginReply = {"is_login": True, "expires_in": max(claims.expires_at - now, 0)}
     except TokenError as error:
         answer = {"is_login": False, "reason": error.code}
     note(outcome=answer.get("reason", "ok"))

@@ -16,6 +16,10 @@ from authsvc.claims import Claims
 from authsvc.encoding import NotCanonical, parse_json_object
 from authsvc.errors import BadRequest, Overloaded
 from authsvc.http.services import services
+from authsvc.wechat.replies import IDENTIFIER
+
+# Said in the schemas, and checked by the use-cases: they know why a code is none, and say so.
+CODE_PATTERN: Final = f"^{IDENTIFIER.pattern}$"
 
 _MAX_FORM_FIELDS: Final = 16
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 from flask import Blueprint, request
 from pydantic import BaseModel, ConfigDict, Field
 
 from authsvc.http.context import note
-from authsvc.http.guards import place, read_body
+from authsvc.http.guards import CODE_PATTERN, place, read_body
+from authsvc.http.replies import LoginReply
 from authsvc.http.services import services
 from authsvc.login import Caller
 
@@ -19,16 +20,24 @@ blueprint = Blueprint("login", __name__)
 
 
 class LoginRequest(BaseModel):
-    """`code` is what wx.login() gave; `appid` is needed where the service serves several apps."""
+    """What a mini-program sends after wx.login()."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
 
-    code: Annotated[str, Field(min_length=1)]
-    appid: str | None = None
+    code: Annotated[
+        str, Field(min_length=1, json_schema_extra={"pattern": CODE_PATTERN}, description="What wx.login() gave.")
+    ]
+    appid: Annotated[
+        str | None,
+        Field(
+            json_schema_extra={"pattern": "^[0-9A-Za-z_-]{1,64}$"},
+            description="The mini-program's own; may be left out where the service serves one alone.",
+        ),
+    ] = None
 
 
 @blueprint.post("/login")
-def log_in() -> tuple[dict[str, Any], dict[str, str]]:
+def log_in() -> tuple[LoginReply, dict[str, str]]:
     login = services().login
     # Before the body is read: a client that sends it byte by byte holds a thread for as long.
     with place():
@@ -37,7 +46,7 @@ def log_in() -> tuple[dict[str, Any], dict[str, str]]:
         note(appid=app.appid)
         logged_in = login.log_in(app, wanted.code, _caller())
     note(outcome="ok", user=logged_in.user)
-    reply = {"token": logged_in.token, "token_type": "Bearer", "expires_in": logged_in.expires_in_s}
+    reply: LoginReply = {"token": logged_in.token, "token_type": "Bearer", "expires_in": logged_in.expires_in_s}
     return reply, {"Cache-Control": "no-store"}
 
 

@@ -8,23 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from typing import Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
 from flask import Blueprint, g, request
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from authsvc.claims import Claims
 from authsvc.errors import ServiceTokenInvalid
 from authsvc.http.context import note
-from authsvc.http.guards import call_place, for_user, read_body, work_place
+from authsvc.http.guards import CODE_PATTERN, call_place, for_user, read_body, work_place
+from authsvc.http.replies import CheckReply, PhoneReply, ResetReply, SignReply, VerifyReply
 from authsvc.http.services import services
 from authsvc.verifier.bearer import bearer_token
 from authsvc.wechat import SIG_METHOD
 
 MAX_BODY_BYTES: Final = 262_144
 MAX_CODE_BODY_BYTES: Final = 4_096
-
-Reply = tuple[dict[str, Any], dict[str, str]]
 
 client_blueprint = Blueprint("session", __name__, url_prefix="/session")
 """For whoever has a token."""
@@ -40,25 +39,33 @@ class _Request(BaseModel):
 class DecryptRequest(_Request):
     """As wx.getUserInfo and others give them."""
 
-    encryptedData: str  # noqa: N815 - WeChat's names
-    iv: str
+    encryptedData: Annotated[  # noqa: N815 - WeChat's names
+        str, Field(json_schema_extra={"minLength": 24, "contentEncoding": "base64"})
+    ]
+    iv: Annotated[str, Field(json_schema_extra={"minLength": 24, "maxLength": 24, "contentEncoding": "base64"})]
 
 
 class VerifyRequest(_Request):
-    rawData: str  # noqa: N815
-    signature: str
+    """As wx.getUserInfo and others give them."""
+
+    rawData: Annotated[str, Field(description="The text as WeChat gave it, to the letter.")]  # noqa: N815
+    signature: Annotated[str, Field(description="40 hex digits; any other text is `valid: false`.")]
 
 
 class PhoneRequest(_Request):
-    """`code` is what the phone number button gave, not the one of wx.login."""
+    """What the phone number button gives."""
 
-    code: str
+    code: Annotated[
+        str, Field(json_schema_extra={"pattern": CODE_PATTERN}, description="Of the button, not that of wx.login().")
+    ]
 
 
 class SignRequest(_Request):
-    """`body` is what will be sent to WeChat, to the letter."""
+    """What is to be signed."""
 
-    body: str
+    body: Annotated[
+        str, Field(json_schema_extra={"minLength": 1}, description="What will be sent to WeChat, to the letter.")
+    ]
 
 
 @client_blueprint.before_request
@@ -79,21 +86,21 @@ def _identify_service() -> None:
 
 
 @client_blueprint.post("/decrypt")
-def decrypt() -> Reply:
+def decrypt() -> tuple[dict[str, Any], dict[str, str]]:
     with work_place(_claims()):
         wanted = read_body(DecryptRequest, max_bytes=MAX_BODY_BYTES)
         return _reply(services().session.decrypt(_claims(), wanted.encryptedData, wanted.iv))
 
 
 @client_blueprint.post("/verify")
-def verify() -> Reply:
+def verify() -> tuple[VerifyReply, dict[str, str]]:
     with work_place(_claims()):
         wanted = read_body(VerifyRequest, max_bytes=MAX_BODY_BYTES)
         return _reply({"valid": services().session.verify(_claims(), wanted.rawData, wanted.signature)})
 
 
 @client_blueprint.post("/phone")
-def phone() -> Reply:
+def phone() -> tuple[PhoneReply, dict[str, str]]:
     with for_user(_claims()), call_place():
         wanted = read_body(PhoneRequest, max_bytes=MAX_CODE_BODY_BYTES)
         number = services().session.phone(_claims(), wanted.code)
@@ -108,20 +115,20 @@ def phone() -> Reply:
 
 
 @service_blueprint.post("/sign")
-def sign() -> Reply:
+def sign() -> tuple[SignReply, dict[str, str]]:
     # No place: nobody but a back end of ours gets here.
     wanted = read_body(SignRequest, max_bytes=MAX_BODY_BYTES)
     return _reply({"signature": services().session.sign(_claims(), wanted.body), "sig_method": SIG_METHOD})
 
 
 @service_blueprint.post("/check")
-def check() -> Reply:
+def check() -> tuple[CheckReply, dict[str, str]]:
     with call_place():
         return _reply({"valid": services().session.check(_claims())})
 
 
 @service_blueprint.post("/reset")
-def reset() -> Reply:
+def reset() -> tuple[ResetReply, dict[str, str]]:
     with call_place():
         services().session.reset(_claims())
     return _reply({"reset": True})
@@ -132,6 +139,9 @@ def _claims() -> Claims:
     return claims
 
 
-def _reply(members: dict[str, Any]) -> Reply:
+_Members = TypeVar("_Members")
+
+
+def _reply(members: _Members) -> tuple[_Members, dict[str, str]]:
     note(outcome="ok")
     return members, {"Cache-Control": "no-store"}
