@@ -8,6 +8,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from authsvc.http import checklogin, health, login, session, wellknown
 from authsvc.http.context import install_request_log
 from authsvc.http.problems import install_problems
+from authsvc.http.reference import install_reference
 from authsvc.http.services import Services, install_services
 
 
@@ -25,6 +26,7 @@ def create_app(services: Services) -> Flask:
     app.register_blueprint(session.client_blueprint)
     if services.service_token_digests:
         app.register_blueprint(session.service_blueprint)
+    install_reference(app, issuer=services.issuer)
     if services.trusted_proxies:
         # The client's address alone: the scheme and the host that we answer with never come from a request.
         app.wsgi_app = ProxyFix(  # type: ignore[method-assign]

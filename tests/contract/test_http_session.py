@@ -530,8 +530,15 @@ FAILURES: list[tuple[errors.AuthsvcError, int, str]] = [
 ]
 
 
-@pytest.mark.parametrize("route", ["check", "reset", "phone"])
-@pytest.mark.parametrize(("error", "status", "code"), FAILURES, ids=[row[2] for row in FAILURES])
+@pytest.mark.parametrize(
+    ("route", "error", "status", "code"),
+    [
+        pytest.param(route, *row, id=f"{row[2]}-{route}")
+        for route in ("check", "reset", "phone")
+        for row in FAILURES
+        if route == "phone" or row[2] != "phone_code_invalid"
+    ],
+)
 def test_each_failure_at_wechat_has_its_status_and_code_and_leaves_the_keys_alone(
     route: str, error: errors.AuthsvcError, status: int, code: str
 ) -> None:

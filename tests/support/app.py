@@ -13,7 +13,7 @@ from flask.testing import FlaskClient
 
 from authsvc.claims import Policy
 from authsvc.codes import Codes
-from authsvc.errors import SessionKeyGone
+from authsvc.errors import BadRequest, SessionKeyGone
 from authsvc.failures import Failures
 from authsvc.http.app import create_app
 from authsvc.http.services import AccessLog, Services, UsersAtWork
@@ -25,7 +25,9 @@ from authsvc.store.memory import MemoryStore
 from authsvc.users import Users
 from authsvc.verifier import Verifier
 from authsvc.wechat import App, PhoneNumber, WeChatSession, check_code
+from authsvc.wechat.replies import IDENTIFIER
 from tests.support.clock import NOW, FakeClock
+from tests.support.document import DocumentedClient
 from tests.support.keys import AUDIENCE, ISSUER, keyring
 
 APPID = "wx1234567890abcdef"
@@ -76,6 +78,8 @@ class FakeWeChat:
     def phone_number(
         self, access_token: str, code: str, *, appid: str, openid: str, ends_at: float | None = None
     ) -> PhoneNumber:
+        if not IDENTIFIER.fullmatch(code):
+            raise BadRequest("code is none")
         self.asked_with.append((access_token, openid, code))
         self._fail_as_told()
         return PhoneNumber("+8613800138000", "13800138000", "86", NOW)
@@ -164,4 +168,6 @@ class FakeService:
             clock=self.clock,
             access_log=self.access_log,
         )
-        return create_app(services).test_client()
+        app = create_app(services)
+        app.test_client_class = DocumentedClient
+        return app.test_client()
