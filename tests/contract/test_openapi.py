@@ -408,6 +408,19 @@ def test_options_of_a_session_route_wants_what_the_route_wants(path: str) -> Non
     assert client.options(path).status_code == 401
 
 
+def test_the_credentials_that_a_route_is_documented_with_are_those_it_refuses_without() -> None:
+    wanted = {"missing": [{"bearer": []}], "service_token_invalid": [{"bearer": [], "service_token": []}]}
+    for path, method, operation in operations(document()):
+        codes = {code for response in operation["responses"].values() for code in _codes(response)}
+        needed = [security for code, security in wanted.items() if code in codes]
+        optional = [[{}, {"bearer": []}]] if path == "/checklogin" else [[]]
+        assert operation["security"] == (needed or optional)[-1], f"{method} {path}"
+
+
+def _codes(response: dict[str, Any]) -> list[str]:
+    return [code for content in response.get("content", {}).values() for code in content.get("examples", ())]
+
+
 def test_every_code_has_its_advice_and_stands_in_the_document() -> None:
     assert ADVICE.keys() == PROBLEMS.keys()
     told = document()

@@ -72,9 +72,9 @@ def test_the_service_answers_as_documented_whatever_it_is_sent(it: Service, tmp_
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("seed", range(2, 6))
+@pytest.mark.parametrize("seed", [2, 3])
 def test_the_service_answers_as_documented_whatever_it_is_sent_for_long(it: Service, tmp_path: Path, seed: int) -> None:
-    sweep(it, tmp_path, seed=seed, examples=400, timeout_s=1800)
+    sweep(it, tmp_path, seed=seed, examples=300, timeout_s=1800)
 
 
 def test_a_service_without_service_tokens_has_no_routes_for_back_ends_in_its_document(
