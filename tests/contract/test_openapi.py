@@ -112,6 +112,12 @@ def test_every_reference_in_the_document_leads_somewhere() -> None:
         assert found(told, {"$ref": reference})
 
 
+def test_no_schema_has_a_title_that_says_its_name_once_more() -> None:
+    for schema in document()["components"]["schemas"].values():
+        assert not isinstance(schema.get("title"), str)
+        assert [name for name, member in schema["properties"].items() if "title" in member] == []
+
+
 def test_the_server_is_the_issuer_whatever_the_request_says() -> None:
     reply = FakeService().client().get(PATH, headers={"Host": "evil.example", "X-Forwarded-Host": "evil.example"})
     assert reply.get_json()["servers"] == [{"url": ISSUER}]
@@ -409,11 +415,14 @@ def test_options_of_a_session_route_wants_what_the_route_wants(path: str) -> Non
 
 
 def test_the_credentials_that_a_route_is_documented_with_are_those_it_refuses_without() -> None:
-    wanted = {"missing": [{"bearer": []}], "service_token_invalid": [{"bearer": [], "service_token": []}]}
+    wanted: dict[str, list[Any]] = {
+        "missing": [{"bearer": []}],
+        "service_token_invalid": [{"bearer": [], "service_token": []}],
+    }
     for path, method, operation in operations(document()):
         codes = {code for response in operation["responses"].values() for code in _codes(response)}
         needed = [security for code, security in wanted.items() if code in codes]
-        optional = [[{}, {"bearer": []}]] if path == "/checklogin" else [[]]
+        optional: list[list[Any]] = [[{}, {"bearer": []}]] if path == "/checklogin" else [[]]
         assert operation["security"] == (needed or optional)[-1], f"{method} {path}"
 
 
