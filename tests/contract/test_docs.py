@@ -131,6 +131,21 @@ def test_members_and_parameters_have_their_types_and_limits(page: Page, name: st
     assert any(row[0] == name and row[1].startswith(said) for row in page.cells)
 
 
+def test_a_route_shows_how_it_is_asked_with_curl_and_which_methods_it_takes_besides(page: Page) -> None:
+    words = " ".join(page.text.split())
+    for said in (
+        "curl -X POST https://auth.example.com/login \\ -H 'Content-Type: application/json' \\ "
+        """-d '{"code": "0712cDoV0cfty22AeloV0daMoV02cDog"}'""",
+        'curl -X POST https://auth.example.com/session/check \\ -H "Authorization: Bearer $TOKEN" \\ '
+        '-H "X-Service-Token: $SERVICE_TOKEN"',
+        "curl https://auth.example.com/readyz",
+        "Wants nothing, or Authorization: Bearer .",
+        "Takes HEAD and OPTIONS too.",
+        "Takes OPTIONS too.",
+    ):
+        assert said.replace(" .", ".") in words.replace(" .", ".")
+
+
 # ---- nothing to run, nothing to fetch --------------------------------------------------------------
 
 
@@ -165,8 +180,12 @@ def test_whatever_the_document_says_stays_text(told: dict[str, Any]) -> None:
     """Every text in it that is not a name of the format's own."""
 
     def spoilt(part: Any, name: str = "") -> Any:
+        if isinstance(part, dict) and name == "properties":
+            return {key + NASTY: spoilt(value) for key, value in part.items()}
         if isinstance(part, dict):
             return {key: spoilt(value, key) for key, value in part.items()}
+        if isinstance(part, list) and name == "required":
+            return [item + NASTY for item in part]
         if isinstance(part, list):
             return [spoilt(value, name) for value in part] if name != "tags" else part
         if isinstance(part, str) and name in ("description", "summary", "title", "advice", "url", "pattern", "version"):
