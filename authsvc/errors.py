@@ -240,13 +240,17 @@ class SealBroken(AuthsvcError):
 
 
 class SettingsError(AuthsvcError):
-    """The environment does not describe a service; `problems` has every problem, not just the first."""
+    """The environment does not describe a service; `problems` has every problem, not just the first.
+
+    `warnings` are those at its end that alone would keep nobody from starting.
+    """
 
     code = "settings_invalid"
 
-    def __init__(self, problems: Sequence[str]) -> None:
-        super().__init__("; ".join(problems))
-        self.problems = tuple(problems)
+    def __init__(self, problems: Sequence[str], *, warnings: Sequence[str] = ()) -> None:
+        super().__init__("; ".join([*problems, *warnings]))
+        self.problems = (*problems, *warnings)
+        self.warnings = tuple(warnings)
 
 
 class CannotListen(AuthsvcError):

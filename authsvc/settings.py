@@ -153,6 +153,7 @@ class Settings:
     wechat_in_flight: int
     decrypt_window_s: int
     service_tokens: tuple[str, ...] = field(repr=False)
+    limits_url: str = field(repr=False)  # may hold a password
     trusted_proxies: int
     access_log: Literal["all", "login", "none"]
     warnings: tuple[str, ...]  # allowed, and to be said loudly
@@ -168,12 +169,14 @@ def load_settings(environ: Mapping[str, str], *, dotenv: Path | None, cores: int
     return _Loader(environ, dotenv, cores=cores, or_sandbox=or_sandbox).settings()
 
 
-def load_operator_settings(environ: Mapping[str, str], *, dotenv: Path | None) -> OperatorSettings:
-    """What a command on keys or store needs; it works without any app configured.
+def load_operator_settings(
+    environ: Mapping[str, str], *, dotenv: Path | None, or_sandbox: bool = False
+) -> OperatorSettings:
+    """What a command on keys or store needs; it works without any app configured. `or_sandbox`: see `load_settings`.
 
     Raises: SettingsError if one of the variables that it is made of says nothing usable.
     """
-    return _Loader(environ, dotenv, cores=1, or_sandbox=False).operator_settings()
+    return _Loader(environ, dotenv, cores=1, or_sandbox=or_sandbox).operator_settings()
 
 
 # Read and checked, so that a deployment can carry them already, and not acted upon by this version.
@@ -230,7 +233,7 @@ class _Loader:
             self._warnings.append(f"{PREFIX}{name} has no effect in this version: {_NOT_IN_FORCE[name]}")
         if self._problems:
             # With the warnings: a mistyped name is often why something is missing.
-            raise SettingsError([*self._problems, *self._warnings])
+            raise SettingsError(self._problems, warnings=self._warnings)
         settings = Settings(
             apps=apps,
             sandbox=env.SANDBOX,
@@ -253,6 +256,7 @@ class _Loader:
             wechat_in_flight=in_flight,
             decrypt_window_s=env.DECRYPT_WINDOW,
             service_tokens=service_tokens,
+            limits_url=env.LIMITS_URL,
             trusted_proxies=env.TRUSTED_PROXIES,
             access_log=env.ACCESS_LOG,
             warnings=tuple(self._warnings),

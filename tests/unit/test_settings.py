@@ -293,6 +293,28 @@ def test_the_table_has_every_setting_and_no_secret() -> None:
     assert "SECRETMARKER" not in repr(settings)
 
 
+def test_what_is_a_warning_alone_is_told_from_the_problems_beside_it() -> None:
+    with pytest.raises(SettingsError) as refused:
+        _load(REAL | {"AUTHSVC_PORT": "x", "AUTHSVC_AUDIENC": "x"})
+    (warning,) = refused.value.warnings
+    assert "AUTHSVC_AUDIENC " in warning
+    assert refused.value.problems[-1] == warning
+    assert len(refused.value.problems) == 2
+
+
+def test_an_operators_commands_can_use_the_sandbox_where_no_app_is_configured() -> None:
+    assert load_operator_settings({}, dotenv=None, or_sandbox=True).keys.sandbox
+    assert not load_operator_settings(REAL, dotenv=None, or_sandbox=True).keys.sandbox
+    assert not load_operator_settings({}, dotenv=None).keys.sandbox
+
+
+def test_where_the_limits_are_counted_is_known_and_not_shown() -> None:
+    assert _load(REAL).limits_url == "memory://"
+    settings = _load(REAL | {"AUTHSVC_LIMITS_URL": "redis://:SECRETMARKER@localhost"})
+    assert settings.limits_url == "redis://:SECRETMARKER@localhost"
+    assert "SECRETMARKER" not in repr(settings)
+
+
 def test_an_operators_commands_need_no_app(tmp_path: Path) -> None:
     environ = {"AUTHSVC_KEYS": str(tmp_path), "AUTHSVC_ALG": "EdDSA", "AUTHSVC_PORT": "x"}
     found = load_operator_settings(environ, dotenv=None)
