@@ -3,6 +3,7 @@
 from authsvc.store.open import StoreAddress, check_store, open_store, prepare_store, store_address
 from authsvc.store.protocol import Store
 from authsvc.store.rows import (
+    FORWARDING_HEADER_SEEN,
     KEPT_LOGINS,
     STATE_ACTIVE,
     STATE_BANNED,
@@ -19,6 +20,7 @@ from authsvc.store.rows import (
 )
 
 __all__ = [
+    "FORWARDING_HEADER_SEEN",
     "KEPT_LOGINS",
     "STATE_ACTIVE",
     "STATE_BANNED",

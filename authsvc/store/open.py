@@ -122,8 +122,11 @@ def _form_of_redis(url: str) -> str | None:
 
 
 def _form_of_database(parsed: URL) -> str | None:
-    engine = _engine(parsed, patient=False)
+    file = None if is_server(parsed) else SqliteFile(_path(parsed), as_is=True)
+    engine = server_engine(parsed, patient=False) if file is None else sqlite_engine(file)
     try:
+        if file is not None:
+            file.check_header()
         return _revision(engine)
     finally:
         engine.dispose()
@@ -141,14 +144,11 @@ def _revision(engine: Engine) -> str | None:
     return "+".join(found) or None
 
 
-def _engine(parsed: URL, *, patient: bool) -> Engine:
-    return server_engine(parsed, patient=patient) if is_server(parsed) else sqlite_engine(SqliteFile(_path(parsed)))
-
-
-def open_store(url: str, *, patient: bool = False) -> Store:
+def open_store(url: str, *, patient: bool = False, as_is: bool = False) -> Store:
     """The side store at `url`, prepared before. Call it in the process that uses it: connections do not survive a fork.
 
-    `patient`: for who may wait long for an answer that takes long. Neither makes nor looks for the database: until
+    `patient`: for who may wait long for an answer that takes long. `as_is`: for who only looks; the mode of a SQLite
+    file is left as it is. Neither makes nor looks for the database: until
     there is one, the store raises StoreUnavailable.
     Raises: SettingsError for a URL that is not supported.
     """
@@ -162,7 +162,7 @@ def open_store(url: str, *, patient: bool = False) -> Store:
     parsed = _parsed(url)
     if is_server(parsed):
         return SqlStore(server_engine(parsed, patient=patient))
-    file = SqliteFile(_path(parsed))
+    file = SqliteFile(_path(parsed), as_is=as_is)
     return SqlStore(sqlite_engine(file), confirm=file.check)
 
 

@@ -84,6 +84,11 @@ class SharedValue:
     expires_at: int  # Unix seconds; from this second on it is as good as gone
 
 
+FORWARDING_HEADER_SEEN: Final = "forwarding_header_seen"
+"""The name of a SharedValue: a request had a header of a proxy in it, and the service was told of none. Its value is
+the name of the header."""
+
+
 @dataclass(frozen=True, slots=True)
 class Census:
     """What lies in a store."""

@@ -38,8 +38,10 @@ class _Connection(sqlite3.Connection):
 class SqliteFile:
     """A database file in one place. Another file in that place is another database."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, as_is: bool = False) -> None:
+        """`as_is`: leave its mode and its form alone, as who only looks does."""
         self._path = path
+        self._as_is = as_is
         self._looked_at = os.fspath(path)  # twice in each login, and a Path takes as long to say its name as to look
         # mode=rw: SQLite would make an empty database in the place of a deleted one.
         self._uri = f"file:{quote(os.fspath(path))}?mode=rw"
@@ -53,14 +55,15 @@ class SqliteFile:
             # SQLite would make it 0644, and gives its -wal and -shm the mode it finds.
             file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         except FileExistsError:
-            self._check_header()
+            self.check_header()
             return
         except OSError as error:
             raise StoreUnavailable(f"cannot make {self._path}: {error.strerror}") from None
         os.fchmod(file, 0o600)  # whatever the umask
         os.close(file)
 
-    def _check_header(self) -> None:
+    def check_header(self) -> None:
+        """Raises: StoreUnavailable if this is no SQLite database. Not in a process that has a connection to it."""
         if not self._path.is_file():
             raise StoreUnavailable(f"{self._path} is not a file; give AUTHSVC_STORE another path")
         # SQLite would find out too, and take away the -wal and -shm of a damaged database, which may still be rescued.
@@ -94,13 +97,15 @@ class SqliteFile:
             factory=_Connection,
         )
         try:
-            _use_wal(connection)
+            if not self._as_is:
+                _use_wal(connection)
             # NORMAL: a power cut can lose the last logins, never the file; a user then logs in again.
             connection.execute("PRAGMA synchronous=NORMAL").close()
             connection.execute(f"PRAGMA wal_autocheckpoint={PAGES_OF_OWN_ACCORD}").close()
             connection.file_id = found.st_dev, found.st_ino
             self._expect(connection.file_id)
-            self._tighten()  # only now that SQLite has found it to be a database
+            if not self._as_is:
+                self._tighten()  # only now that SQLite has found it to be a database
         except BaseException:
             connection.close()
             raise

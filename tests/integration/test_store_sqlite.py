@@ -25,7 +25,7 @@ from authsvc.errors import SettingsError, StoreUnavailable, UserBanned
 from authsvc.store import migrate
 from authsvc.store.checkpoints import Checkpoints
 from authsvc.store.migrate import upgrade
-from authsvc.store.open import open_store, prepare_store, store_address
+from authsvc.store.open import check_store, open_store, prepare_store, store_address
 from authsvc.store.protocol import Store
 from authsvc.store.rows import LoginRow, UserRow
 from authsvc.store.schema import METADATA, REVISION
@@ -166,6 +166,30 @@ def test_a_file_that_is_no_database_is_left_as_it_is(path: Path, url: str) -> No
         prepare_store(url)
     assert path.read_bytes() == b"somebody's notes\n" * 100
     assert mode(path) == 0o644
+
+
+def test_a_look_leaves_the_file_as_it_is(path: Path, url: str, store: SqlStore) -> None:
+    store.close()
+    path.chmod(0o644)
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("PRAGMA journal_mode=DELETE")
+    before = path.read_bytes()
+    check_store(url)
+    looked_at = open_store(url, as_is=True)
+    looked_at.ping()
+    looked_at.census(now=0, start_bytes=1)
+    looked_at.close()
+    assert path.read_bytes() == before
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+def test_a_look_at_what_is_no_database_leaves_what_lies_beside_it(path: Path, url: str) -> None:
+    path.write_bytes(b"not a database at all, and no empty one" * 100)
+    beside = path.with_name(f"{path.name}-wal")
+    beside.write_bytes(b"may still be rescued")
+    with pytest.raises(StoreUnavailable, match="no SQLite database"):
+        check_store(url)
+    assert beside.read_bytes() == b"may still be rescued"
 
 
 def test_a_link_that_leads_nowhere_is_not_followed_to_make_a_database(tmp_path: Path, path: Path, url: str) -> None:
