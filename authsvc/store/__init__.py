@@ -2,6 +2,7 @@
 
 from authsvc.store.open import StoreAddress, check_store, open_store, prepare_store, store_address
 from authsvc.store.protocol import Store
+from authsvc.store.redisurl import is_redis, redis_address
 from authsvc.store.rows import (
     FORWARDING_HEADER_SEEN,
     KEPT_LOGINS,
@@ -36,8 +37,10 @@ __all__ = [
     "UserId",
     "UserRow",
     "check_store",
+    "is_redis",
     "merged",
     "open_store",
     "prepare_store",
+    "redis_address",
     "store_address",
 ]
