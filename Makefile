@@ -6,7 +6,7 @@ PEERS := .venv/.peers$(if $(CI),-ci)
 
 .DEFAULT_GOAL := help
 .PHONY: help run demo keys keys-status rotate rotate-store rotate-all revoke revoke-all keys-tick keys-prune \
-	keys-export keys-drill keys-passphrase store-status config test soak bench check lint types format clean
+	keys-export keys-drill keys-passphrase store-status config doctor test soak bench check lint types format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-16s %s\n", $$1, $$2}'
@@ -58,6 +58,9 @@ store-status: .venv/.server ## what lies in the side store, under which keys
 
 config: .venv/.server ## print the settings in force, secrets masked
 	@$(BIN)/authsvc config --or-sandbox
+
+doctor: .venv/.server ## look everything over, with the mend of what is amiss; ends non-zero if something is
+	@$(BIN)/authsvc doctor --or-sandbox $(ARGS)
 
 test: .venv/.test $(PEERS) ## set up and run every test
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal

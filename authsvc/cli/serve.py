@@ -45,11 +45,13 @@ ADDRESSES: Final = SANDBOX_FOLDER / "addresses.json"
 _EVERYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 
 
-_or_sandbox = click.option("--or-sandbox", is_flag=True, help="Without any app configured, use the WeChat sandbox.")
+or_sandbox_option = click.option(
+    "--or-sandbox", is_flag=True, help="Without any app configured, use the WeChat sandbox."
+)
 
 
 @click.command()
-@_or_sandbox
+@or_sandbox_option
 @click.option("--workers", type=int, help="Worker processes, in place of AUTHSVC_WORKERS.")
 @click.option("--threads", type=int, help="Threads of each worker, in place of AUTHSVC_THREADS.")
 @plain_errors
@@ -64,14 +66,14 @@ def serve(or_sandbox: bool, workers: int | None, threads: int | None) -> None:
         if value is not None:
             os.environ[PREFIX + name] = str(value)
     notifier = Notifier(os.environ)
-    settings = _settings(or_sandbox=or_sandbox)
+    settings = service_settings(or_sandbox=or_sandbox)
     address = free_address(settings.host, settings.port)
     prepared = prepare(settings, clock=SystemClock())
     with ExitStack() as beside:
         if settings.sandbox:
             sandbox = SandboxProcess(appid=SANDBOX_APPID, secret=SANDBOX_SECRET, port=settings.port + 1)
             settings = replace(settings, wechat_url=beside.enter_context(sandbox).url, wechat_fallback_url=None)
-            addresses = {"service": _address(settings), "sandbox": settings.wechat_url}
+            addresses = {"service": service_address(settings), "sandbox": settings.wechat_url}
             beside.enter_context(noted_addresses(ADDRESSES, addresses))
         serve_http(
             # A forked worker inherits the keys that were read here, for when it cannot read them itself.
@@ -90,11 +92,11 @@ def serve(or_sandbox: bool, workers: int | None, threads: int | None) -> None:
 
 
 @click.command()
-@_or_sandbox
+@or_sandbox_option
 @plain_errors
 def config(or_sandbox: bool) -> None:
     """Print the settings that are in force, secrets masked."""
-    settings = _settings(or_sandbox=or_sandbox)
+    settings = service_settings(or_sandbox=or_sandbox)
     table = Table("setting", "value", "from")
     for setting in settings.table:
         # As text: a value in square brackets is no markup of rich.
@@ -113,7 +115,8 @@ def demo(service: str | None, sandbox: str | None) -> None:
     sys.exit(demo_steps.run(Console(), ADDRESSES, service_url=service, sandbox_url=sandbox))
 
 
-def _settings(*, or_sandbox: bool) -> Settings:
+def service_settings(*, or_sandbox: bool) -> Settings:
+    """Raises: SettingsError."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return load_settings(os.environ, dotenv=DOTENV, cores=cores, or_sandbox=or_sandbox)
 
@@ -130,7 +133,7 @@ def _reloaded(current: Settings, notifier: Notifier, *, or_sandbox: bool) -> Loa
     """What new workers are made of; None, and a line in the log, if the settings cannot be used."""
     notifier.reloading()
     try:
-        settings = _settings(or_sandbox=or_sandbox)
+        settings = service_settings(or_sandbox=or_sandbox)
         if settings.sandbox != current.sandbox:
             raise SettingsError(["with the sandbox or without it: that takes a restart"])
         if settings.sandbox:
@@ -146,7 +149,8 @@ def _reloaded(current: Settings, notifier: Notifier, *, or_sandbox: bool) -> Loa
     return functools.partial(_load_worker, settings, prepared)
 
 
-def _address(settings: Settings) -> str:
+def service_address(settings: Settings) -> str:
+    """Where to reach the service from this machine."""
     host = _EVERYWHERE.get(settings.host, settings.host)
     return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
 
@@ -155,7 +159,7 @@ def _announce(settings: Settings, said: tuple[str, ...]) -> None:
     everywhere = " (every interface of this machine)" if settings.host in _EVERYWHERE else ""
     lines = [
         f"authsvc {version('authsvc')} listens on {settings.host} port {settings.port}{everywhere}, "
-        f"{settings.workers} workers: {_address(settings)}"
+        f"{settings.workers} workers: {service_address(settings)}"
     ]
     if settings.sandbox:
         lines.append(
