@@ -136,7 +136,10 @@ def _mended(seen: str, refusal: WeChatError) -> tuple[str, str]:
         address = refusal.seen_address or "the address that WeChat sees"
         return f"{seen}: WeChat sees {address}", f"put {address} into the allow list (IP白名单) {_AT_WECHAT}"
     if isinstance(refusal, WeChatTimeout):
-        return seen, "see DNS, firewall and proxy on the way to WeChat, and AUTHSVC_WECHAT_URL"
+        return (
+            f"{seen}; WeChat does not answer",
+            "see DNS, firewall and proxy on the way there, and AUTHSVC_WECHAT_URL",
+        )
     return seen, _MENDS.get(refusal.errcode or 0, "see WeChat's table of return codes, and its status page")
 
 

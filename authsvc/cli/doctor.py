@@ -61,7 +61,7 @@ def _print(findings: Sequence[Finding]) -> None:
     if counts[Verdict.BROKEN]:
         click.echo(f"NEEDS YOU: {counts[Verdict.BROKEN]} broken, {counts[Verdict.WARNING]} warnings.")
     elif counts[Verdict.WARNING]:
-        click.echo(f"It works. Warnings: {counts[Verdict.WARNING]}.")
+        click.echo(f"Nothing is broken. Warnings: {counts[Verdict.WARNING]}.")
     else:
         click.echo("All is well: nothing needs you.")
 

@@ -47,8 +47,8 @@ STATUS = {"ok": 0, "warning": 1, "broken": 2}
 class Installed(Place):
     """A place whose settings are whole, with a WeChat to ask."""
 
-    def __init__(self, path: Path, wechat_url: str) -> None:
-        super().__init__(path, f"sqlite:///{path}/authsvc.db")
+    def __init__(self, path: Path, wechat_url: str, *, store: str | None = None) -> None:
+        super().__init__(path, store or f"sqlite:///{path}/authsvc.db")
         self.wechat_url = wechat_url
         self.log_in()
         self.store.close()
@@ -135,6 +135,15 @@ def test_an_installation_that_is_in_order_is_told_so_and_not_changed(place: Inst
     assert "cannot be reached from here" in _amiss(found, "issuer")["seen"]
     assert _verdicts(found, "configuration", "issuer", "disk") == {"ok"}
     assert found["wechat"][0]["seen"] == f"{APPID}: WeChat takes it"
+
+
+def test_a_store_in_redis_is_looked_at_as_a_file_is(tmp_path: Path, wechat: Running) -> None:
+    with redis_place(REDIS) as url:
+        place = Installed(tmp_path, wechat.url, store=url)
+        found = place.doctor(LIMITS_URL=REDIS)
+        assert {f["verdict"] for check in ("store", "proxy", "limits") for f in found[check]} == {"ok"}
+        assert any("1 users, 1 logins" in f["seen"] for f in found["store"])
+        assert len(place.doctor(STORE_OPENID="hash")["store"]) == len(found["store"]) + 1
 
 
 def test_a_running_service_is_looked_at_and_its_issuer_too(tmp_path: Path, wechat: Running) -> None:
