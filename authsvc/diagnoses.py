@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from authsvc.encoding import NotCanonical, parse_json_object
 from authsvc.errors import KeysError, SealBroken, WeChatBusy, WeChatError, WeChatQuotaExceeded, WeChatTimeout
-from authsvc.keyset import Keyset, Kind
+from authsvc.keyset import Keyset, Kind, State
 from authsvc.looks import Answer, Disk
 from authsvc.sealing import key_id_of_start
 from authsvc.store import Census
@@ -182,10 +182,10 @@ def of_sealed(counted: Census, keyset: Keyset, *, now: int, rotate_every_s: int)
             )
     for key_id, record in known.items():
         rows = by_key.get(key_id, 0)
-        if record.activate_at is None or now < record.activate_at or record.retire_at is not None or not rows:
-            continue
+        if record.state(now=now) is not State.ACTIVE:
+            continue  # it seals not yet, or no more
         # Of a user's logins three stay, and none for longer than it lives: so there were at least so many.
-        age_s = now - record.activate_at
+        age_s = now - (record.activate_at or 0)
         rate = rows / max(min(age_s, keyset.lifecycle.session_key_ttl_max_s), _LEAST_SPAN_S)
         used_for_s = max(rotate_every_s or _ROTATION_S, age_s)
         if rows >= _MOST_SEALS:

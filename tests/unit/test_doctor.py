@@ -27,7 +27,7 @@ from authsvc.errors import (
 from authsvc.keyfiles import MANIFEST, KeyFolder
 from authsvc.keyset import Keyset, Kind, Lifecycle, Purpose
 from authsvc.looks import Answer, Disk, NoAnswer, NotTrusted
-from authsvc.rotation import revoke, rotate
+from authsvc.rotation import revoke, rotate, rotate_store
 from authsvc.sealing import sealed_start
 from authsvc.settings import KeySettings, OperatorSettings, Settings, load_operator_settings, load_settings
 from authsvc.store import FORWARDING_HEADER_SEEN, Census, SharedValue
@@ -275,6 +275,13 @@ def test_without_usable_operator_settings_nothing_is_looked_at_and_said_so(it: I
         *("configuration", "keys", "clock", "wechat", "store", "disk", "limits", "listener", "issuer"),
     ]
     assert {f.verdict for f in found[1:]} == {Verdict.WARNING}
+
+
+def test_settings_that_are_in_order_are_shown_by_apps_and_issuer(it: Installation) -> None:
+    assert it.only("configuration").seen == f"1 app, issuer {ISSUER}"
+    del it.environment["AUTHSVC_APPID"], it.environment["AUTHSVC_SECRET"]
+    it.environment["AUTHSVC_APPS"] = '{"wx1": "MARKER-1", "wx2": "MARKER-2"}'
+    assert it.only("configuration").seen == f"2 apps, issuer {ISSUER}"
 
 
 def test_a_warning_of_the_settings_is_a_warning(it: Installation) -> None:
@@ -660,6 +667,26 @@ def test_a_sealing_key_that_would_seal_more_than_it_may_is_a_warning(it: Install
     assert _sealed(it, 1_000 * 60, age_s=1) == []
     (finding,) = _sealed(it, 2**32, age_s=30 * DAY_S)
     assert (finding.verdict, "rotate-store" in finding.mend) == (Verdict.BROKEN, True)
+
+
+def test_a_key_that_seals_no_more_is_not_counted(it: Installation) -> None:
+    sealing = it.keyset.active(Kind.SEALING, now=NOW)
+    it.change(lambda keyset, new: rotate_store(keyset, new, now=NOW))
+    retired = it.keyset.key(sealing.id)
+    assert retired is not None
+    assert retired.retire_at is not None
+    counted = Census("x", None, 0, 0, 0, 0, {sealed_start(sealing.id): 2**40}, None, 0)
+    terms = {"now": NOW + DAY_S, "rotate_every_s": 30 * DAY_S}
+    assert list(of_sealed(counted, it.keyset, **terms)) == []
+    # Until then it goes on.
+    (finding,) = of_sealed(counted, it.keyset, now=NOW, rotate_every_s=30 * DAY_S)
+    assert finding.verdict is Verdict.BROKEN
+
+
+def test_what_lies_in_the_store_is_shown(it: Installation) -> None:
+    counted = Census("SQLite 3.40.1", 3 << 20, 1_234, 0, 2, 0, {}, None, 0)
+    it.store.census = lambda **_: counted  # type: ignore[method-assign]
+    assert "SQLite 3.40.1: 1,234 users, 2 logins, 3.0 MiB" in [finding.seen for finding in it.of("store")]
 
 
 # ---- what is behind a proxy ---------------------------------------------------------------------
