@@ -22,7 +22,7 @@ from authsvc.cli.shared import DOTENV, console
 from authsvc.clock import SystemClock
 from authsvc.diagnoses import Finding, Verdict, worst
 from authsvc.doctor import Surroundings, examine
-from authsvc.http.server import free_address
+from authsvc.http.listener import free_address
 from authsvc.sandbox.process import read_addresses
 from authsvc.settings import load_operator_settings
 from authsvc.store import check_store, open_store
