@@ -45,13 +45,14 @@ from authsvc.errors import (
     WeChatError,
     WeChatTimeout,
 )
+from authsvc.http.limits import IN_MEMORY
 from authsvc.keyfiles import KeyFolder
 from authsvc.keyreport import problems as problems_of_times
 from authsvc.keyset import Keyset, Purpose
 from authsvc.looks import Answer, Disk, NoAnswer, NotTrusted
 from authsvc.sealing import START_BYTES
 from authsvc.settings import KeySettings, OperatorSettings, Settings
-from authsvc.store import FORWARDING_HEADER_SEEN, Store, is_redis, store_address
+from authsvc.store import FORWARDING_HEADER_SEEN, Store, store_address
 from authsvc.users import Users, check_owner
 from authsvc.wechat import App
 from authsvc.wiring import check_not_revived, check_rotate_every
@@ -462,11 +463,11 @@ class _Doctor:
         settings = self._settings
         if settings is None:
             yield _not_looked_at("limits")
-        elif settings.limits_url == "memory://":
+        elif settings.login_limit is None:
+            yield ok("limits", "AUTHSVC_LOGIN_RATE is off: this service refuses nobody who logs in too often")
+        elif settings.limits_url == IN_MEMORY:
             divided = f": the rate is divided by the {settings.workers} workers" if settings.workers > 1 else ""
             yield ok("limits", f"counted in the memory of each worker{divided}")
-        elif not is_redis(settings.limits_url):
-            yield broken("limits", "AUTHSVC_LIMITS_URL is neither memory:// nor a redis:// URL", _IN_ENVIRONMENT)
         else:
             try:
                 self._around.ping_redis(settings.limits_url)

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from authsvc.encoding import NotCanonical, parse_json_object
 from authsvc.errors import SettingsError
+from authsvc.http.limits import LoginLimit, login_limit
 from authsvc.keyparts import MIN_PASSPHRASE_CHARS
 from authsvc.keyset import TOKEN_TTL_LIMIT_S
 from authsvc.store import store_address
@@ -153,6 +154,7 @@ class Settings:
     wechat_in_flight: int
     decrypt_window_s: int
     service_tokens: tuple[str, ...] = field(repr=False)
+    login_limit: LoginLimit | None
     limits_url: str = field(repr=False)  # may hold a password
     trusted_proxies: int
     access_log: Literal["all", "login", "none"]
@@ -181,8 +183,6 @@ def load_operator_settings(
 
 # Read and checked, so that a deployment can carry them already, and not acted upon by this version.
 _NOT_IN_FORCE: Final = {
-    "LOGIN_RATE": "there is no rate limit yet; put one into the proxy",
-    "LIMITS_URL": "there is no rate limit yet; put one into the proxy",
     "CORS_ORIGINS": "no CORS headers are sent yet",
     "OPS_TOKEN": "there is no /metrics yet",
 }
@@ -229,6 +229,7 @@ class _Loader:
             self._problem("WECHAT_IN_FLIGHT", f"has to be below THREADS ({env.THREADS}), or hung logins stop the rest")
         keys = self._keys()
         service_tokens = self._service_tokens()
+        limited = self._login_limit(workers=env.WORKERS or self._cores)
         for name in sorted(_NOT_IN_FORCE.keys() & self._given_names):
             self._warnings.append(f"{PREFIX}{name} has no effect in this version: {_NOT_IN_FORCE[name]}")
         if self._problems:
@@ -256,6 +257,7 @@ class _Loader:
             wechat_in_flight=in_flight,
             decrypt_window_s=env.DECRYPT_WINDOW,
             service_tokens=service_tokens,
+            login_limit=limited,
             limits_url=env.LIMITS_URL,
             trusted_proxies=env.TRUSTED_PROXIES,
             access_log=env.ACCESS_LOG,
@@ -464,6 +466,13 @@ class _Loader:
         except SettingsError as error:
             self._problems += error.problems
         return url
+
+    def _login_limit(self, *, workers: int) -> LoginLimit | None:
+        try:
+            return login_limit(self._env.LOGIN_RATE, self._env.LIMITS_URL, workers=workers)
+        except SettingsError as error:
+            self._problems += error.problems
+        return None
 
     def _service_tokens(self) -> tuple[str, ...]:
         tokens = tuple(text.strip() for text in (self._env.SERVICE_TOKENS or "").split(",") if text.strip())

@@ -42,6 +42,8 @@ def configure_logging(stream: TextIO) -> None:
     root.setLevel(_LEVEL)
     # It tells each step of every start.
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    # It names the address of each client that is refused.
+    logging.getLogger("flask-limiter").setLevel(logging.WARNING)
     # Its DEBUG log holds URLs with the app secret; no level of ours may turn it on.
     logging.getLogger("urllib3").setLevel(logging.WARNING)
 

@@ -299,6 +299,7 @@ def build_services(
         issuer=settings.issuer,
         clock=clock,
         access_log=settings.access_log,
+        login_limit=settings.login_limit,
     )
 
 

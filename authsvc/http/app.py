@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from flask import Flask
-from werkzeug.middleware.proxy_fix import ProxyFix
 
 from authsvc.http import checklogin, health, login, session, wellknown
 from authsvc.http.context import install_request_log
+from authsvc.http.limits import install_login_limit
 from authsvc.http.problems import install_problems
+from authsvc.http.proxies import install_proxies
 from authsvc.http.reference import install_reference
 from authsvc.http.services import Services, install_services
 
@@ -26,10 +27,8 @@ def create_app(services: Services) -> Flask:
     app.register_blueprint(session.client_blueprint)
     if services.service_token_digests:
         app.register_blueprint(session.service_blueprint)
+    if services.login_limit is not None:
+        install_login_limit(app, services.login_limit)
     install_reference(app, issuer=services.issuer)
-    if services.trusted_proxies:
-        # The client's address alone: the scheme and the host that we answer with never come from a request.
-        app.wsgi_app = ProxyFix(  # type: ignore[method-assign]
-            app.wsgi_app, x_for=services.trusted_proxies, x_proto=0, x_host=0, x_port=0, x_prefix=0
-        )
+    install_proxies(app, trusted=services.trusted_proxies)
     return app

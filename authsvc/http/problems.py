@@ -43,8 +43,8 @@ PROBLEMS: Final[dict[str, Problem]] = {
     "session_key_gone": Problem(409, "There is no good session key of this user"),
     "payload_too_large": Problem(413, "The body is too large"),
     "unsupported_media_type": Problem(415, "The body has a type that this route does not take"),
-    # The limit counts by minute: WeChat's 100 exchanges a user.
-    "rate_limited": Problem(429, "Too many requests of this user", retry_after_s=60),
+    # WeChat's limit counts by minute, 100 exchanges a user; so does ours, unless it was set otherwise.
+    "rate_limited": Problem(429, "Too many requests", retry_after_s=60),
     "internal_error": Problem(500, "The service failed", tells_detail=False),
     "wechat_config": Problem(502, "The service is not set up rightly at WeChat", tells_detail=False),
     "wechat_bad_reply": Problem(502, "WeChat's answer could not be used"),
@@ -60,7 +60,11 @@ PROBLEMS: Final[dict[str, Problem]] = {
 _CODE_OF_STATUS: Final = {
     problem.status: code
     for code, problem in PROBLEMS.items()
-    if code in ("bad_request", "not_found", "method_not_allowed", "payload_too_large", "unsupported_media_type")
+    if code
+    in (
+        *("bad_request", "not_found", "method_not_allowed", "payload_too_large", "unsupported_media_type"),
+        "rate_limited",
+    )
 }
 
 _log = structlog.get_logger("authsvc.http")

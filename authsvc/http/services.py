@@ -11,6 +11,7 @@ from typing import Final, Literal, Protocol
 from flask import Flask, current_app
 
 from authsvc.clock import Clock
+from authsvc.http.limits import LoginLimit
 from authsvc.keyring import Keyring
 from authsvc.login import Login
 from authsvc.session import Session
@@ -70,6 +71,7 @@ class Services:
     issuer: str
     clock: Clock
     access_log: AccessLog
+    login_limit: LoginLimit | None
 
 
 def install_services(app: Flask, services: Services) -> None:

@@ -246,7 +246,7 @@ BROKEN: dict[str, tuple[Callable[[Installed], object], dict[str, str], str, str,
         *(lambda _: None, {"LIMITS_URL": "redis://:PASSWORDMARKER@127.0.0.1:1/0"}),
         *("limits", "does not answer PING", "start it"),
     ),
-    "limits in nothing": (lambda _: None, {"LIMITS_URL": "PASSWORDMARKER://"}, "limits", "neither", ""),
+    "limits in nothing": (lambda _: None, {"LIMITS_URL": "PASSWORDMARKER://"}, "configuration", "neither", ""),
     "an address of others": (lambda _: None, {"HOST": "192.0.2.1"}, "listener", "cannot listen", "AUTHSVC_HOST"),
 }
 

@@ -16,6 +16,7 @@ from authsvc.codes import Codes
 from authsvc.errors import BadRequest, SessionKeyGone
 from authsvc.failures import Failures
 from authsvc.http.app import create_app
+from authsvc.http.limits import LoginLimit
 from authsvc.http.services import AccessLog, Services, UsersAtWork
 from authsvc.keyring import Keyring
 from authsvc.login import LoggedIn, Login, TokenTerms
@@ -116,6 +117,7 @@ class FakeService:
     service_tokens: tuple[str, ...] = (SERVICE_TOKEN,)
     trusted_proxies: int = 0
     keys_are_current: bool = True
+    login_limit: LoginLimit | None = None
 
     @property
     def users(self) -> Users:
@@ -167,6 +169,7 @@ class FakeService:
             issuer=ISSUER,
             clock=self.clock,
             access_log=self.access_log,
+            login_limit=self.login_limit,
         )
         app = create_app(services)
         app.test_client_class = DocumentedClient

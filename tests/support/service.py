@@ -173,6 +173,7 @@ def service(folder: Path, *, wechat_url: str, port: int | None = None, **setting
         "WECHAT_URL": wechat_url,
         "PORT": str(port),
         "WORKERS": "1",
+        "LOGIN_RATE": "off",  # all of a test's clients have one address
     }
     url = f"http://{settings.get('HOST', '127.0.0.1').replace('0.0.0.0', '127.0.0.1')}:{port}"
     with running(

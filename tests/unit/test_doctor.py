@@ -777,8 +777,11 @@ def test_the_redis_of_the_limits_has_to_answer(it: Installation) -> None:
 
     it.changes["ping_redis"] = down
     assert (it.only("limits").verdict, "does not answer PING" in it.only("limits").seen) == (Verdict.BROKEN, True)
-    it.environment["AUTHSVC_LIMITS_URL"] = "SECRETMARKER://x"
-    assert it.only("limits").verdict is Verdict.BROKEN
+
+
+def test_a_limit_that_is_off_is_said_and_no_redis_is_asked(it: Installation) -> None:
+    it.environment |= {"AUTHSVC_LIMITS_URL": "redis://localhost", "AUTHSVC_LOGIN_RATE": "off"}
+    assert (it.only("limits").verdict, "off" in it.only("limits").seen) == (Verdict.OK, True)
 
 
 # ---- where it listens ---------------------------------------------------------------------------

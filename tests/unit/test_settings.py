@@ -244,7 +244,7 @@ def test_what_kubernetes_puts_into_a_pod_is_told_from_a_setting() -> None:
     assert "enableServiceLinks" in _problems(REAL | links | {"AUTHSVC_PORT": "tcp://10.0.0.1:80"})
 
 
-@pytest.mark.parametrize("name", ["LOGIN_RATE", "OPS_TOKEN", "CORS_ORIGINS"])
+@pytest.mark.parametrize("name", ["OPS_TOKEN", "CORS_ORIGINS"])
 def test_a_setting_without_effect_is_said(name: str) -> None:
     assert any(
         f"AUTHSVC_{name} has no effect" in warning for warning in _load(REAL | {f"AUTHSVC_{name}": "1"}).warnings

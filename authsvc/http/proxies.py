@@ -1,0 +1,55 @@
+"""Proxies in front of the service: which of their words is believed, and what is said if nobody told us of them."""
+
+from __future__ import annotations
+
+from threading import Lock
+from typing import Final
+
+import structlog
+from flask import Flask, request
+from werkzeug.middleware.proxy_fix import ProxyFix
+
+from authsvc.errors import StoreUnavailable
+from authsvc.http.services import services
+from authsvc.store import FORWARDING_HEADER_SEEN, SharedValue
+
+_HEADERS: Final = ("X-Forwarded-For", "Forwarded", "X-Real-IP")
+_REMEMBERED_S: Final = 7 * 86_400  # for `authsvc doctor`
+
+_log = structlog.get_logger("authsvc.http")
+
+
+def install_proxies(app: Flask, *, trusted: int) -> None:
+    """Believe what the last `trusted` proxies say of the client's address, and nothing else that they say."""
+    if trusted:
+        # The client's address alone: the scheme and the host that we answer with never come from a request.
+        app.wsgi_app = ProxyFix(  # type: ignore[method-assign]
+            app.wsgi_app, x_for=trusted, x_proto=0, x_host=0, x_port=0, x_prefix=0
+        )
+    else:
+        app.before_request(_Lookout().look)
+
+
+class _Lookout:
+    """Says once that there seems to be a proxy, of which the settings know nothing."""
+
+    def __init__(self) -> None:
+        self._said = Lock()  # whoever gets it says so, and keeps it
+
+    def look(self) -> None:
+        if self._said.locked() or request.method != "POST":
+            return  # addresses are counted where somebody logs in
+        seen = next((name for name in _HEADERS if name in request.headers), None)
+        if seen is None or not self._said.acquire(blocking=False):
+            return
+        _log.warning(
+            "forwarding_header_seen",
+            header=seen,
+            problem="a proxy seems to stand before this service: AUTHSVC_TRUSTED_PROXIES is 0, so all of its clients "
+            "look like one, also to AUTHSVC_LOGIN_RATE; set how many proxies there are",
+        )
+        now = services().clock.now()
+        try:
+            services().store.share(SharedValue(FORWARDING_HEADER_SEEN, seen.encode("ascii"), now + _REMEMBERED_S))
+        except StoreUnavailable:
+            _log.info("forwarding_header_not_noted", problem="the side store does not answer")

@@ -1,0 +1,175 @@
+"""How often one client may log in, and what is said of a proxy that nobody told of."""
+
+from __future__ import annotations
+
+import ipaddress
+import itertools
+
+import pytest
+import structlog.testing
+from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
+
+from authsvc.errors import SettingsError, StoreUnavailable
+from authsvc.http.limits import IN_MEMORY, LoginLimit, login_limit
+from authsvc.store import FORWARDING_HEADER_SEEN
+from authsvc.store.memory import MemoryStore
+from tests.support.app import FakeService
+from tests.support.clock import NOW
+
+CODES = itertools.count()
+TWO_A_DAY = LoginLimit("2 per 1 day", IN_MEMORY)
+
+
+def log_in(client: FlaskClient, address: str = "203.0.113.1", **headers: str) -> TestResponse:
+    return client.post(
+        "/login", json={"code": f"code{next(CODES)}"}, environ_base={"REMOTE_ADDR": address}, headers=headers
+    )
+
+
+# ---- the limit ----------------------------------------------------------------------------------
+
+
+def test_who_logs_in_too_often_is_told_to_wait_and_wechat_is_not_asked() -> None:
+    it = FakeService(login_limit=TWO_A_DAY)
+    client = it.client()
+    for number in range(2):
+        assert client.post("/login", json={"code": f"code{number}"}).status_code == 200
+    reply = client.post("/login", json={"code": "code2"})
+    assert (reply.status_code, reply.mimetype) == (429, "application/problem+json")
+    assert reply.get_json()["code"] == "rate_limited"
+    assert reply.headers["Retry-After"] == "60"
+    assert len(it.wechat.asked) == 2
+
+
+def test_failed_logins_count_too() -> None:
+    client = FakeService(login_limit=TWO_A_DAY).client()
+    assert [client.post("/login", data=b"?").status_code for _ in range(3)] == [415, 415, 429]
+
+
+def test_other_clients_and_other_routes_are_not_limited() -> None:
+    client = FakeService(login_limit=TWO_A_DAY).client()
+    assert [log_in(client).status_code for _ in range(3)] == [200, 200, 429]
+    assert log_in(client, "203.0.113.2").status_code == 200
+    for path in ("/checklogin", "/.well-known/jwks.json", "/healthz"):
+        for _ in range(4):
+            assert client.get(path).status_code == 200
+
+
+def test_the_addresses_of_one_ipv6_network_are_one_client() -> None:
+    client = FakeService(login_limit=TWO_A_DAY).client()
+    addresses = ("2001:db8:0:1::1", "2001:db8:0:1::2", "2001:db8:0:1:ffff::")
+    assert [log_in(client, address).status_code for address in addresses] == [200, 200, 429]
+    assert log_in(client, "2001:db8:0:2::1").status_code == 200
+
+
+def test_an_ipv4_address_is_the_same_client_whichever_way_it_is_written() -> None:
+    client = FakeService(login_limit=TWO_A_DAY).client()
+    mapped = [f"::ffff:{address}" for address in ("203.0.113.1", "203.0.113.2")]
+    assert ipaddress.ip_network(f"{mapped[0]}/64", strict=False) == ipaddress.ip_network(
+        f"{mapped[1]}/64", strict=False
+    )
+    assert [log_in(client, address).status_code for address in (mapped[0], "203.0.113.1", mapped[0])] == [200, 200, 429]
+    assert log_in(client, mapped[1]).status_code == 200
+
+
+def test_behind_a_trusted_proxy_its_clients_are_told_apart() -> None:
+    client = FakeService(login_limit=TWO_A_DAY, trusted_proxies=1).client()
+    for _ in range(2):
+        assert log_in(client, "127.0.0.1", **{"X-Forwarded-For": "203.0.113.1"}).status_code == 200
+    assert log_in(client, "127.0.0.1", **{"X-Forwarded-For": "203.0.113.1"}).status_code == 429
+    assert log_in(client, "127.0.0.1", **{"X-Forwarded-For": "203.0.113.2"}).status_code == 200
+
+
+def test_without_a_trusted_proxy_nobody_is_another_client_by_saying_so() -> None:
+    client = FakeService(login_limit=TWO_A_DAY).client()
+    statuses = [log_in(client, **{"X-Forwarded-For": f"198.51.100.{number}"}).status_code for number in range(3)]
+    assert statuses == [200, 200, 429]
+
+
+# ---- the settings -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rate", "url", "workers", "expected"),
+    [
+        ("300/minute", IN_MEMORY, 1, "300 per 1 minute"),
+        ("300/minute", IN_MEMORY, 4, "75 per 1 minute"),
+        ("10/minute", IN_MEMORY, 4, "3 per 1 minute"),
+        ("1 per 2 hours", IN_MEMORY, 8, "1 per 2 hour"),
+        ("300/minute", "redis://db/0", 4, "300 per 1 minute"),
+    ],
+)
+def test_each_worker_has_its_part_of_a_rate_that_it_counts_in_memory(
+    rate: str, url: str, workers: int, expected: str
+) -> None:
+    found = login_limit(rate, url, workers=workers)
+    assert found is not None
+    assert found.rate == expected
+
+
+def test_nothing_is_limited_that_is_limited_elsewhere() -> None:
+    assert login_limit("off", IN_MEMORY, workers=1) is None
+
+
+@pytest.mark.parametrize("rate", ["", "300", "0/minute", "-1/minute", "10/minute;1/second", "often", "OFF"])
+def test_a_rate_that_is_none_is_refused(rate: str) -> None:
+    with pytest.raises(SettingsError, match="AUTHSVC_LOGIN_RATE"):
+        login_limit(rate, IN_MEMORY, workers=1)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "memory", "memory://x", "redis", "redis+cluster://h", "memcached://h", "async+redis://h", "SECRETMARKER://"],
+)
+@pytest.mark.parametrize("rate", ["300/minute", "off"])
+def test_a_place_for_counts_that_is_none_is_refused_without_being_repeated(rate: str, url: str) -> None:
+    with pytest.raises(SettingsError, match="AUTHSVC_LIMITS_URL") as caught:
+        login_limit(rate, url, workers=1)
+    assert "SECRETMARKER" not in str(caught.value)
+
+
+@pytest.mark.parametrize("scheme", ["redis", "rediss", "redis+sentinel", "valkey", "valkeys", "valkey+sentinel"])
+def test_counts_may_be_in_a_redis_and_its_password_is_not_shown(scheme: str) -> None:
+    found = login_limit("300/minute", f"{scheme}://:SECRETMARKER@h:1/main", workers=1)
+    assert found is not None
+    assert found.url == f"{scheme.replace('valkey', 'redis')}://:SECRETMARKER@h:1/main"
+    assert "SECRETMARKER" not in repr(found)
+
+
+# ---- proxies ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("header", ["X-Forwarded-For", "Forwarded", "X-Real-IP"])
+def test_a_proxy_that_nobody_told_of_is_said_once_and_noted_for_doctor(header: str) -> None:
+    it = FakeService()
+    client = it.client()
+    with structlog.testing.capture_logs() as lines:
+        for _ in range(3):
+            log_in(client, **{header: "for=203.0.113.9"})
+    said = [line for line in lines if line["event"] == "forwarding_header_seen"]
+    assert [(line["log_level"], line["header"]) for line in said] == [("warning", header)]
+    assert "203.0.113.9" not in str(said)
+    noted = it.store.shared(FORWARDING_HEADER_SEEN, now=NOW)
+    assert noted is not None
+    assert noted.value == header.encode()
+    assert it.store.shared(FORWARDING_HEADER_SEEN, now=NOW + 7 * 86_400) is None
+
+
+def test_of_a_proxy_that_is_trusted_nothing_is_said() -> None:
+    it = FakeService(trusted_proxies=1)
+    with structlog.testing.capture_logs() as lines:
+        log_in(it.client(), **{"X-Forwarded-For": "203.0.113.9"})
+    assert "forwarding_header_seen" not in [line["event"] for line in lines]
+    assert it.store.shared(FORWARDING_HEADER_SEEN, now=NOW) is None
+
+
+def test_a_proxy_is_said_while_the_store_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(_self: MemoryStore, _value: object) -> None:
+        raise StoreUnavailable("gone")
+
+    monkeypatch.setattr(MemoryStore, "share", gone)
+    with structlog.testing.capture_logs() as lines:
+        reply = log_in(FakeService().client(), **{"X-Forwarded-For": "203.0.113.9"})
+    assert reply.status_code == 200
+    assert "forwarding_header_seen" in [line["event"] for line in lines]
