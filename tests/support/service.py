@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import requests
 
+from authsvc.settings import Environment
 from tests.support.commands import run_command
 
 START_WITHIN_S: Final = 30
@@ -34,6 +35,12 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def longest_stop_s() -> int:
+    """After SIGTERM, by the largest AUTHSVC_WECHAT_TIMEOUT: what was accepted is answered, or its worker killed."""
+    limit: int = Environment.model_json_schema()["properties"]["WECHAT_TIMEOUT"]["maximum"]
+    return limit + 5
 
 
 def clean_environment(**settings: str) -> dict[str, str]:
@@ -129,11 +136,27 @@ def wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
 
 @contextlib.contextmanager
 def running(
-    command: list[str], *, log: Path, cwd: Path, environment: Mapping[str, str], url: str, probe: str
+    command: list[str],
+    *,
+    log: Path,
+    cwd: Path,
+    environment: Mapping[str, str],
+    url: str,
+    probe: str,
+    uid: int | None = None,
 ) -> Iterator[Running]:
+    """`uid`: whom it runs as, with a group of the same number; for root to say."""
     with log.open("ab") as output:
         process = subprocess.Popen(
-            command, cwd=cwd, env=dict(environment), stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            command,
+            cwd=cwd,
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            user=uid,
+            group=uid,
+            extra_groups=None if uid is None else (),
         )
     try:
         wait_for(url + probe, process, log)
