@@ -6,6 +6,7 @@ from importlib.metadata import version
 
 import click
 
+from authsvc.cli.deploy import deploy
 from authsvc.cli.doctor import doctor
 from authsvc.cli.keys import keys
 from authsvc.cli.serve import config, demo, serve
@@ -22,5 +23,5 @@ def command() -> None:
     """Login for WeChat mini-programs: a code in, a signed token out."""
 
 
-for subcommand in (serve, config, doctor, demo, keys, store_commands, user_commands, verify):
+for subcommand in (serve, config, doctor, demo, keys, store_commands, user_commands, verify, deploy):
     command.add_command(subcommand)

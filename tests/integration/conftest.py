@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.service import SERVICE_TOKEN, Running, Service, sandbox, service
+from tests.support.image import Image, built_here
+from tests.support.service import SERVICE_TOKEN, Running, Service, authsvc, sandbox, service
 
 
 @pytest.fixture(scope="session")
@@ -33,3 +34,17 @@ def node() -> str:
     if found is None:
         pytest.skip("NODE IS MISSING: the mini-program's side was not tested")
     return found
+
+
+@pytest.fixture(scope="session")
+def dockerfile(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What `authsvc deploy docker` prints."""
+    printed = authsvc("deploy", "docker", cwd=tmp_path_factory.mktemp("nowhere"))
+    assert (printed.returncode, printed.stderr) == (0, "")
+    return printed.stdout
+
+
+@pytest.fixture(scope="session")
+def image(dockerfile: str) -> Iterator[Image]:
+    with built_here(dockerfile) as it:
+        yield it

@@ -18,7 +18,7 @@ LAYERS: list[set[str]] = [
     {"verifier", "testing", "wechat", "store", "sandbox", "telemetry", "keeper", "keyexport", "drill"},
     {"login", "session", "codes", "failures", "sessionkeys", "tokenshare", "users", "retention", "storecopy"},
     {"http"},
-    {"settings", "wiring", "cli", "demo", "looks", "diagnoses", "doctor", "__main__"},
+    {"settings", "wiring", "cli", "demo", "looks", "diagnoses", "doctor", "deploy", "__main__"},
 ]
 STRANGERS = {"verifier", "wechat", "store"}
 
