@@ -81,6 +81,13 @@ def test_a_socket_that_only_shares_the_port_gets_nobody_until_it_listens(listene
         assert waiting(other) > 5
 
 
+def test_an_answer_in_two_parts_does_not_wait_for_the_clients_acknowledgement(listener: socket.socket) -> None:
+    with connect(listener):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_a_port_is_in_use_while_somebody_is_connected(listener: socket.socket) -> None:
     assert not is_in_use(listener.getsockname()[1])
     with connect(listener):
