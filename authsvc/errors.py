@@ -257,3 +257,15 @@ class CannotListen(AuthsvcError):
     """The address is not this machine's, or somebody else listens on it."""
 
     code = "cannot_listen"
+
+
+class CannotCount(AuthsvcError):
+    """There is no place for what /metrics tells."""
+
+    code = "cannot_count"
+
+
+class OpsTokenInvalid(AuthsvcError):
+    """The request is not from an operator: its Bearer token is missing, or is not AUTHSVC_OPS_TOKEN."""
+
+    code = "ops_token_invalid"

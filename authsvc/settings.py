@@ -154,6 +154,7 @@ class Settings:
     wechat_in_flight: int
     decrypt_window_s: int
     service_tokens: tuple[str, ...] = field(repr=False)
+    ops_token: str | None = field(repr=False)
     login_limit: LoginLimit | None
     limits_url: str = field(repr=False)  # may hold a password
     trusted_proxies: int
@@ -184,7 +185,6 @@ def load_operator_settings(
 # Read and checked, so that a deployment can carry them already, and not acted upon by this version.
 _NOT_IN_FORCE: Final = {
     "CORS_ORIGINS": "no CORS headers are sent yet",
-    "OPS_TOKEN": "there is no /metrics yet",
 }
 
 _SECRETS: Final = ("SECRET", "APPS", "KEYS_PASSPHRASE", "LIMITS_URL", "OPS_TOKEN", "SERVICE_TOKENS")
@@ -229,6 +229,7 @@ class _Loader:
             self._problem("WECHAT_IN_FLIGHT", f"has to be below THREADS ({env.THREADS}), or hung logins stop the rest")
         keys = self._keys()
         service_tokens = self._service_tokens()
+        ops_token = self._ops_token()
         limited = self._login_limit(workers=env.WORKERS or self._cores)
         for name in sorted(_NOT_IN_FORCE.keys() & self._given_names):
             self._warnings.append(f"{PREFIX}{name} has no effect in this version: {_NOT_IN_FORCE[name]}")
@@ -257,6 +258,7 @@ class _Loader:
             wechat_in_flight=in_flight,
             decrypt_window_s=env.DECRYPT_WINDOW,
             service_tokens=service_tokens,
+            ops_token=ops_token,
             login_limit=limited,
             limits_url=env.LIMITS_URL,
             trusted_proxies=env.TRUSTED_PROXIES,
@@ -466,6 +468,12 @@ class _Loader:
         except SettingsError as error:
             self._problems += error.problems
         return url
+
+    def _ops_token(self) -> str | None:
+        token = self._env.OPS_TOKEN
+        if token is not None and not _SERVICE_TOKEN.fullmatch(token):
+            self._problem("OPS_TOKEN", "is 20 to 256 visible characters without a comma")
+        return token
 
     def _login_limit(self, *, workers: int) -> LoginLimit | None:
         try:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from threading import BoundedSemaphore
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 from flask import Flask
@@ -21,6 +21,7 @@ from authsvc.codes import Codes
 from authsvc.errors import KeysError, StoreUnavailable
 from authsvc.failures import Failures
 from authsvc.http.app import create_app
+from authsvc.http.metricsfolder import count_in
 from authsvc.http.services import Services, UsersAtWork
 from authsvc.keeper import LOOK_EVERY_S, KeyKeeper, Rotation, offset_of
 from authsvc.keyfiles import MANIFEST, Change, KeyFolder
@@ -38,6 +39,9 @@ from authsvc.tokenshare import StoredTokens
 from authsvc.users import Users, adopt, check_owner, take_over
 from authsvc.verifier import Verifier
 from authsvc.wechat import AccessTokens, WeChatClient, new_session
+
+if TYPE_CHECKING:
+    from authsvc.http.metrics import Metrics
 
 _log = structlog.get_logger("authsvc.keys")
 
@@ -128,8 +132,10 @@ def check_rotate_every(lifecycle: Lifecycle, rotate_every_s: int) -> None:
         )
 
 
-def build_app(settings: Settings, *, inherited: Prepared | None) -> Flask:
+def build_app(settings: Settings, *, inherited: Prepared | None, metrics_folder: Path | None) -> Flask:
     """The WSGI app of one worker process, with connections and a keeper of its own.
+
+    `metrics_folder`: where all workers count for /metrics; None: there is no such route.
 
     A worker that takes the place of a dead one begins with the `inherited` keys, and stays with them if it cannot
     read the folder; if they are known not to be the last ones, it does not return before it can.
@@ -150,14 +156,26 @@ def build_app(settings: Settings, *, inherited: Prepared | None) -> Flask:
     wait_for_fit_keys(keeper, folder, store, sleep=time.sleep)
     keeper.start()
     Purger(store, clock=clock, random_bytes=os.urandom, sleep=time.sleep).start()
+    metrics = None
+    if metrics_folder is not None:
+        metrics = _metrics(metrics_folder, keeper.current, settings, clock)
+        store = metrics.timed(store)
     services = build_services(
         settings,
         clock=clock,
         keys=keeper.current,
         keys_are_current=lambda: keeper.problem is None,
         store=store,
+        metrics=metrics,
     )
     return create_app(services)
+
+
+def _metrics(folder: Path, keys: Callable[[], Keyring], settings: Settings, clock: Clock) -> Metrics:
+    count_in(folder)
+    from authsvc.http.metrics import Metrics  # not before: see there
+
+    return Metrics(folder, keys=keys, rotate_every_s=settings.keys.rotate_every_s, clock=clock)
 
 
 def wait_for_fit_keys(keeper: KeyKeeper, folder: KeyFolder, store: Store, *, sleep: Callable[[float], None]) -> None:
@@ -229,6 +247,7 @@ def build_services(
     keys: Callable[[], Keyring],
     keys_are_current: Callable[[], bool],
     store: Store,
+    metrics: Metrics | None,
 ) -> Services:
     users = Users(keys=keys, hashed=settings.store_openid == "hash")
     wechat = WeChatClient(
@@ -236,6 +255,7 @@ def build_services(
         url=settings.wechat_url,
         fallback_url=settings.wechat_fallback_url,
         timeout_s=settings.wechat_timeout_s,
+        observe=None if metrics is None else metrics.note_wechat,
     )
     login = Login(
         apps=settings.apps,
@@ -300,6 +320,8 @@ def build_services(
         clock=clock,
         access_log=settings.access_log,
         login_limit=settings.login_limit,
+        ops_token_digest=None if settings.ops_token is None else hashlib.sha256(settings.ops_token.encode()).digest(),
+        metrics=metrics,
     )
 
 

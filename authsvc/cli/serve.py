@@ -8,6 +8,7 @@ import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Final
 
 import click
@@ -21,6 +22,7 @@ from authsvc.cli.shared import DOTENV, console, plain_errors
 from authsvc.clock import SystemClock
 from authsvc.errors import AuthsvcError, SettingsError
 from authsvc.http.listener import free_address
+from authsvc.http.metricsfolder import forget_worker, metrics_folder
 from authsvc.http.server import LoadApp
 from authsvc.http.server import serve as serve_http
 from authsvc.http.systemd import Notifier
@@ -70,6 +72,8 @@ def serve(or_sandbox: bool, workers: int | None, threads: int | None) -> None:
     address = free_address(settings.host, settings.port)
     prepared = prepare(settings, clock=SystemClock())
     with ExitStack() as beside:
+        # Also where there is no /metrics yet: a reload may bring AUTHSVC_OPS_TOKEN.
+        counts = beside.enter_context(metrics_folder())
         if settings.sandbox:
             sandbox = SandboxProcess(appid=SANDBOX_APPID, secret=SANDBOX_SECRET, port=settings.port + 1)
             settings = replace(settings, wechat_url=beside.enter_context(sandbox).url, wechat_fallback_url=None)
@@ -77,7 +81,7 @@ def serve(or_sandbox: bool, workers: int | None, threads: int | None) -> None:
             beside.enter_context(noted_addresses(ADDRESSES, addresses))
         serve_http(
             # A forked worker inherits the keys that were read here, for when it cannot read them itself.
-            functools.partial(_load_worker, settings, prepared),
+            functools.partial(_load_worker, settings, prepared, counts),
             address=address,
             workers=settings.workers,
             threads=settings.threads,
@@ -85,8 +89,9 @@ def serve(or_sandbox: bool, workers: int | None, threads: int | None) -> None:
             stop_within_s=settings.wechat_timeout_s + 5,
             on_listening=lambda: _announce(settings, prepared.said),
             on_ready=notifier.ready,
-            on_reload=lambda: _reloaded(settings, notifier, or_sandbox=or_sandbox),
+            on_reload=lambda: _reloaded(settings, notifier, counts, or_sandbox=or_sandbox),
             on_stopping=notifier.stopping,
+            on_worker_end=functools.partial(forget_worker, counts),
             hangup_ends=sys.stderr.isatty(),
         )
 
@@ -121,15 +126,15 @@ def service_settings(*, or_sandbox: bool) -> Settings:
     return load_settings(os.environ, dotenv=DOTENV, cores=cores, or_sandbox=or_sandbox)
 
 
-def _load_worker(settings: Settings, inherited: Prepared) -> Any:
+def _load_worker(settings: Settings, inherited: Prepared, counts: Path) -> Any:
     configure_logging(sys.stderr)
     # The server copies the environment into every WSGI request; our settings have been read, the rest needs no secrets.
     for name in [name for name in os.environ if name.startswith("AUTHSVC_")]:
         del os.environ[name]
-    return build_app(settings, inherited=inherited)
+    return build_app(settings, inherited=inherited, metrics_folder=counts if settings.ops_token else None)
 
 
-def _reloaded(current: Settings, notifier: Notifier, *, or_sandbox: bool) -> LoadApp | None:
+def _reloaded(current: Settings, notifier: Notifier, counts: Path, *, or_sandbox: bool) -> LoadApp | None:
     """What new workers are made of; None, and a line in the log, if the settings cannot be used."""
     notifier.reloading()
     try:
@@ -146,7 +151,7 @@ def _reloaded(current: Settings, notifier: Notifier, *, or_sandbox: bool) -> Loa
         if getattr(settings, name) != getattr(current, name):
             _log.warning("reload_is_not_enough", setting=PREFIX + name.upper(), problem="that takes a restart")
     _log.info("reloading", said=[*prepared.said, *(f"WARNING: {warning}" for warning in settings.warnings)])
-    return functools.partial(_load_worker, settings, prepared)
+    return functools.partial(_load_worker, settings, prepared, counts)
 
 
 def service_address(settings: Settings) -> str:

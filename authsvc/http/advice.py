@@ -27,6 +27,7 @@ ADVICE: Final[Mapping[str, str]] = MappingProxyType(
         "user_blocked": "Tell the user, and do not try again.",
         "user_banned": "Tell the user, and do not try again.",
         "service_token_invalid": "Send one of the service's tokens as `X-Service-Token`. Clients have no use for it.",
+        "ops_token_invalid": "Send the operators' token as `Authorization: Bearer`.",
         "not_found": "Mend the path. Nothing here redirects.",
         "method_not_allowed": "Use one of the methods that Allow names.",
         "session_key_gone": "Log in again, then ask WeChat for the data anew.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flask import Flask
 
-from authsvc.http import checklogin, health, login, session, wellknown
+from authsvc.http import checklogin, health, login, operators, session, wellknown
 from authsvc.http.context import install_request_log
 from authsvc.http.limits import install_login_limit
 from authsvc.http.problems import install_problems
@@ -27,6 +27,8 @@ def create_app(services: Services) -> Flask:
     app.register_blueprint(session.client_blueprint)
     if services.service_token_digests:
         app.register_blueprint(session.service_blueprint)
+    if services.ops_token_digest is not None and services.metrics is not None:
+        app.register_blueprint(operators.blueprint)
     if services.login_limit is not None:
         install_login_limit(app, services.login_limit)
     install_reference(app, issuer=services.issuer)

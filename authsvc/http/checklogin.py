@@ -5,7 +5,7 @@ from __future__ import annotations
 from flask import Blueprint, request
 
 from authsvc.errors import TokenError, TokenMalformed, TokenMissing
-from authsvc.http.context import note
+from authsvc.http.context import note, note_token
 from authsvc.http.replies import CheckLoginReply
 from authsvc.http.services import services
 from authsvc.verifier.bearer import credentials, is_bearer
@@ -16,13 +16,16 @@ blueprint = Blueprint("checklogin", __name__)
 @blueprint.get("/checklogin")
 def check_login() -> tuple[CheckLoginReply, dict[str, str]]:
     now = services().clock.now()
+    refused_for = None
     try:
         token = presented_token(request.args.getlist("token"), request.headers.getlist("Authorization"))
         claims = services().verifier.verify(token)
         answer: CheckLoginReply = {"is_login": True, "expires_in": max(claims.expires_at - now, 0)}
     except TokenError as error:
-        answer = {"is_login": False, "reason": error.code}
-    note(outcome=answer.get("reason", "ok"))
+        refused_for = error.code
+        answer = {"is_login": False, "reason": refused_for}
+    note(outcome=refused_for or "ok")
+    note_token(refused_for)
     return answer, {"Cache-Control": "no-store"}
 
 

@@ -14,6 +14,7 @@ from flask import Flask, Response, g, request
 from authsvc.http.services import services
 
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_LOGIN: Final = "login.log_in"
 _REQUEST_ID: Final = re.compile(r"[0-9A-Za-z._-]{1,64}")
 
 _log = structlog.get_logger("authsvc.http")
@@ -30,6 +31,12 @@ def note(**fields: Any) -> None:
     g.log_fields.update(fields)
 
 
+def note_token(refused_for: str | None) -> None:
+    """Count a token that was looked at; `refused_for` is a TokenError's code."""
+    if (metrics := services().metrics) is not None:
+        metrics.note_token(refused_for)
+
+
 def install_request_log(app: Flask) -> None:
     app.before_request(_begin)
     app.after_request(_end)
@@ -44,6 +51,7 @@ def _begin() -> None:
 
 def _end(reply: Response) -> Response:
     reply.headers["X-Request-ID"] = request_id()
+    _count(reply.status_code)
     failed = reply.status_code >= 500
     if failed or _is_logged():
         # A failure is said whatever ACCESS_LOG chooses: it is an outage at WeChat, of the store, or of our own.
@@ -51,8 +59,7 @@ def _end(reply: Response) -> Response:
             logging.WARNING if failed else logging.INFO,
             "request",
             method=request.method if request.method in _METHODS else "(other)",
-            # The route and not the path: a client that puts its token into the path must not put it into the log.
-            path=request.url_rule.rule if request.url_rule else "(no such route)",
+            path=_route(),
             status=reply.status_code,
             duration_ms=round((time.perf_counter() - g.started_at) * 1000, 1),
             request_id=request_id(),
@@ -61,11 +68,25 @@ def _end(reply: Response) -> Response:
     return reply
 
 
+def _count(status: int) -> None:
+    metrics = services().metrics
+    if metrics is None:
+        return
+    metrics.note_request(_route(), request.method, status)
+    if request.endpoint == _LOGIN and "outcome" in g.log_fields:
+        metrics.note_login(g.log_fields["outcome"], g.log_fields.get("wechat_errcode"))
+
+
+def _route() -> str:
+    # The rule and not the path: a client that puts its token into the path must not put it into the log.
+    return request.url_rule.rule if request.url_rule else "(no such route)"
+
+
 def _is_logged() -> bool:
     match services().access_log:
         case "all":
             return True
         case "login":
-            return request.endpoint == "login.log_in"
+            return request.endpoint == _LOGIN
         case "none":
             return False

@@ -39,6 +39,7 @@ _SECURITY: Final[Mapping[Caller, list[dict[str, list[str]]]]] = {
     Caller.TOKEN_OR_NONE: [{}, {"bearer": []}],
     Caller.TOKEN: [{"bearer": []}],
     Caller.BACK_END: [{"bearer": [], "service_token": []}],
+    Caller.OPERATOR: [{"ops_token": []}],
 }
 
 _SECURITY_SCHEMES: Final = {
@@ -53,6 +54,11 @@ _SECURITY_SCHEMES: Final = {
         "in": "header",
         "name": "X-Service-Token",
         "description": "A secret of your back ends, one of those that the service is configured with.",
+    },
+    "ops_token": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "The secret of operators that the service is configured with.",
     },
 }
 

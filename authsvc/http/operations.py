@@ -20,6 +20,7 @@ class Caller(Enum):
     TOKEN_OR_NONE = auto()
     TOKEN = auto()
     BACK_END = auto()
+    OPERATOR = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ TAGS: Final[Mapping[str, str]] = MappingProxyType(
         "Back ends": "What would make an oracle for the session_key of every token holder. These routes want a service "
         "token too, and are not there while the service has none configured.",
         "Keys": "What verifiers read.",
-        "Health": "For load balancers and monitoring.",
+        "Health": "For load balancers and monitoring. `/metrics` is not there while no operators' token is configured.",
         "Reference": "This description.",
     }
 )
@@ -93,6 +94,7 @@ IDENTIFYING_CODES: Final[Mapping[Caller, tuple[str, ...]]] = MappingProxyType(
         Caller.TOKEN_OR_NONE: (),
         Caller.TOKEN: replies.REASONS,
         Caller.BACK_END: (*replies.REASONS, "service_token_invalid"),
+        Caller.OPERATOR: ("ops_token_invalid",),
     }
 )
 """What is answered before anything but the headers is looked at, to OPTIONS too."""
@@ -331,6 +333,19 @@ OPERATIONS: Final = (
         problem_members=ProblemMembers(
             replies.NotReadyMembers, {"keys": "unusable", "store": "ok", "wechat": "untried"}
         ),
+    ),
+    Operation(
+        "get",
+        "/metrics",
+        "getMetrics",
+        "Health",
+        "Get figures for Prometheus",
+        "Of all workers together: requests, logins and tokens by what became of them, what WeChat and the side store "
+        "took, the keys. No label has anything of a user in it.",
+        str,
+        {"one": "# TYPE authsvc_tokens_issued_total counter\nauthsvc_tokens_issued_total 12.0\n"},
+        caller=Caller.OPERATOR,
+        media_type="text/plain",
     ),
     Operation(
         "get",

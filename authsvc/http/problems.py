@@ -11,7 +11,7 @@ from flask import Flask, Response
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from authsvc.errors import AuthsvcError, TokenError, WeChatError
-from authsvc.http.context import note, request_id
+from authsvc.http.context import note, note_token, request_id
 from authsvc.verifier.bearer import challenge
 
 
@@ -35,6 +35,7 @@ PROBLEMS: Final[dict[str, Problem]] = {
     "expired": Problem(401, "The token has expired"),
     "code_invalid": Problem(401, "WeChat does not know this code"),
     "code_used": Problem(401, "This code has been used"),
+    "ops_token_invalid": Problem(401, "This route is for operators"),
     "user_blocked": Problem(403, "WeChat has blocked this user's login"),
     "user_banned": Problem(403, "This user may not log in"),
     "service_token_invalid": Problem(403, "This route is for our own back ends"),
@@ -108,6 +109,7 @@ def _authsvc_error(error: AuthsvcError) -> Response:
             members["wechat_errcode"] = error.errcode
     reply = problem_reply(error.code, detail=str(error), **members)
     if isinstance(error, TokenError):
+        note_token(error.code)
         reply.headers["WWW-Authenticate"] = challenge(error)
     return reply
 

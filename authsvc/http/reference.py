@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Final
 
 from flask import Flask, Response, request
@@ -35,8 +35,15 @@ def install_reference(app: Flask, *, issuer: str) -> None:
     """After every other route: what is documented is what is there."""
     paths = frozenset({*(rule.rule for rule in app.url_map.iter_rules()), _OPENAPI, _DOCS})
     openapi, docs = _pages(issuer, paths)
-    app.add_url_rule(_OPENAPI, "openapi", partial(_reply, openapi), methods=["GET"])
-    app.add_url_rule(_DOCS, "docs", partial(_reply, docs), methods=["GET"])
+
+    def openapi_document() -> Response:
+        return _reply(openapi)
+
+    def reference_page() -> Response:
+        return _reply(docs)
+
+    app.add_url_rule(_OPENAPI, "openapi", openapi_document, methods=["GET"])
+    app.add_url_rule(_DOCS, "docs", reference_page, methods=["GET"])
 
 
 # Both are made of their arguments alone, and there are processes with many apps: those of the tests.

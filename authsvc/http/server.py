@@ -62,6 +62,7 @@ def serve(
     on_ready: Callable[[], None],
     on_reload: Callable[[], LoadApp | None],
     on_stopping: Callable[[], None],
+    on_worker_end: Callable[[int], None],
     hangup_ends: bool,
 ) -> None:
     """Serve until SIGINT or SIGTERM. `load_app` runs once in each worker process.
@@ -69,6 +70,7 @@ def serve(
     A worker that has not answered what it accepted `stop_within_s` seconds after the signal is killed. On SIGHUP all
     workers are replaced by those of what `on_reload` gives, one by one; None is for leaving them as they are. With
     `hangup_ends` it is as good as SIGTERM. `on_ready`: each worker can answer, after the start or a reload.
+    `on_worker_end` gets the number of the process.
     """
     logging.getLogger("_granian").addFilter(_is_news)
     # Workers inherit what was read before they were: keys above all. Python 3.14 has another default.
@@ -92,7 +94,14 @@ def serve(
         log_access=False,
         log_dictconfig={"formatters": {}, "handlers": {}, "loggers": {"_granian": {"propagate": True}}},
     )
-    server.take(load_app, address=address, on_ready=on_ready, on_reload=on_reload, on_stopping=on_stopping)
+    server.take(
+        load_app,
+        address=address,
+        on_ready=on_ready,
+        on_reload=on_reload,
+        on_stopping=on_stopping,
+        on_worker_end=on_worker_end,
+    )
     if hangup_ends:
         server.signal_handler_reload = server.signal_handler_interrupt  # type: ignore[method-assign]
     server.on_startup(on_listening)
@@ -110,7 +119,9 @@ class _Server(MPServer):
         on_ready: Callable[[], None],
         on_reload: Callable[[], LoadApp | None],
         on_stopping: Callable[[], None],
+        on_worker_end: Callable[[int], None],
     ) -> None:
+        self._on_worker_end = on_worker_end
         self._load_app = load_app
         self._address = address
         self._listeners: list[socket.socket] = []  # of workers that may be alive; the last is that of the newest
@@ -232,6 +243,7 @@ class _Server(MPServer):
         self._ready.forget(worker)
         self._listeners.remove(worker.listener)
         worker.listener.close()
+        self._on_worker_end(worker.inner.pid)
 
     def _end(self, worker: Any) -> None:
         worker.terminate()

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from threading import BoundedSemaphore, Lock
-from typing import Final, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from flask import Flask, current_app
 
@@ -17,6 +17,9 @@ from authsvc.login import Login
 from authsvc.session import Session
 from authsvc.store import Store
 from authsvc.verifier import Verifier
+
+if TYPE_CHECKING:  # who imports it decides where prometheus-client counts
+    from authsvc.http.metrics import Metrics
 
 AccessLog = Literal["all", "login", "none"]
 
@@ -72,6 +75,8 @@ class Services:
     clock: Clock
     access_log: AccessLog
     login_limit: LoginLimit | None
+    ops_token_digest: bytes | None  # SHA-256
+    metrics: Metrics | None
 
 
 def install_services(app: Flask, services: Services) -> None:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from authsvc.claims import Claims
 from authsvc.errors import ServiceTokenInvalid
-from authsvc.http.context import note
+from authsvc.http.context import note, note_token
 from authsvc.http.guards import CODE_PATTERN, call_place, for_user, read_body, work_place
 from authsvc.http.replies import CheckReply, PhoneReply, ResetReply, SignReply, VerifyReply
 from authsvc.http.services import services
@@ -73,6 +73,7 @@ class SignRequest(_Request):
 def _identify() -> None:
     """Before anything of the body is read."""
     claims = services().verifier.verify(bearer_token(request.headers.getlist("Authorization")))
+    note_token(None)
     note(appid=claims.appid, user=services().keys().pseudonym(claims.appid, claims.openid))
     g.claims = claims
 

@@ -10,11 +10,13 @@ data = decrypt(encrypted_data, iv, who.session_key, appid=app.appid, openid=who.
 
 from authsvc.wechat.accesstokens import AccessTokens, LivingToken, TokenShare
 from authsvc.wechat.client import App, WeChatClient, check_code
+from authsvc.wechat.errcodes import KNOWN_ERRCODES
 from authsvc.wechat.opendata import MAX_ENCRYPTED_BYTES, OTHER_KEY, SIG_METHOD, decrypt, sign, verify_signature
 from authsvc.wechat.replies import AccessToken, PhoneNumber, WeChatSession
 from authsvc.wechat.transport import new_session
 
 __all__ = [
+    "KNOWN_ERRCODES",
     "MAX_ENCRYPTED_BYTES",
     "OTHER_KEY",
     "SIG_METHOD",

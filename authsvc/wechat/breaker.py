@@ -37,6 +37,11 @@ class Breaker:
         self._is_open = False
         self._asked_next_at = 0.0
 
+    @property
+    def is_open(self) -> bool:
+        """Whether WeChat is taken for down."""
+        return self._is_open
+
     @contextmanager
     def guarded(self) -> Iterator[None]:
         """Around one call of WeChat. Raises: WeChatBusy at once, without the call, while WeChat is down."""

@@ -9,7 +9,8 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
@@ -62,6 +63,10 @@ _PHONE_NUMBER: Final = "/wxa/business/getuserphonenumber"
 
 _Found = TypeVar("_Found")
 
+Observe = Callable[[str, float | None, bool], None]
+"""Gets WeChat's name of the call, the seconds that it took, or None if WeChat was not asked because it has been down
+for a while, and whether it is taken for down now."""
+
 _log = logging.getLogger("authsvc.wechat")
 
 
@@ -110,8 +115,9 @@ class WeChatClient:
         sleep: Callable[[float], None] = time.sleep,
         monotonic: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
+        observe: Observe | None = None,
     ) -> None:
-        """`session` is one of `transport.new_session`."""
+        """`session` is one of `transport.new_session`. `observe` is told of every call."""
         self._session = session
         self._url = url
         self._fallback_url = fallback_url
@@ -119,6 +125,7 @@ class WeChatClient:
         self._sleep = sleep
         self._monotonic = monotonic
         self._jitter = jitter
+        self._observe = observe
         # One for each path: what is wrong with the calls that need an access_token must not stop a login.
         self._breakers = {
             path: Breaker(_name(path), down_for_s=2 * timeout_s, monotonic=monotonic)
@@ -306,7 +313,7 @@ class WeChatClient:
         def once(host: str, credential: str) -> _Found:
             return self._answer(call(host + path, credential), read, ends_at=ends_at)
 
-        with self._breakers[path].guarded():
+        with self._watched(path):
             # A second call only where the first cannot have had an effect. A silence after the request was sent is not
             # among these: the same code again would come back as used.
             host, credential = self._url, credentials[0]
@@ -325,6 +332,19 @@ class WeChatClient:
                     raise
                 credential = credentials[1]
             return once(host, credential)
+
+    @contextmanager
+    def _watched(self, path: str) -> Iterator[None]:
+        """Around one call of WeChat: the breaker, and whoever observes."""
+        breaker, asked_at = self._breakers[path], None
+        try:
+            with breaker.guarded():
+                asked_at = self._monotonic()
+                yield
+        finally:
+            if self._observe is not None:
+                took_s = None if asked_at is None else self._monotonic() - asked_at
+                self._observe(_name(path), took_s, breaker.is_open)
 
     def _pause(self, ends_at: float) -> None:
         self._sleep(min(_BACKOFF_S * (0.5 + self._jitter()), max(0.0, ends_at - self._monotonic()) / 2))

@@ -55,6 +55,8 @@ _MEANINGS: Final[dict[int, tuple[type[WeChatError], str]]] = {
     41008: (WeChatMisconfigured, "WeChat misses the code"),
 }
 
+KNOWN_ERRCODES: Final = frozenset(_MEANINGS)
+
 # "…, rid: 652d44d0-1d0af18b-5b069232" or "…, hints: [ req_id: MdoBRh4FE-_iqKea ]". The shapes are exact, so that
 # nothing else that an errmsg may echo gets into a log.
 _REQUEST_ID: Final = re.compile(

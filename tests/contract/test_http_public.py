@@ -131,7 +131,7 @@ def test_readyz_fails_when_what_is_signed_does_not_verify() -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        *("/", "/logout", "/metrics", "/session", "/session/", "/session/other", "/login/", "/LOGIN", "/\0"),
+        *("/", "/logout", "/metric", "/session", "/session/", "/session/other", "/login/", "/LOGIN", "/\0"),
         "/.well-known//jwks.json",
     ],
 )

@@ -262,7 +262,7 @@ class Act:
 
     def __post_init__(self) -> None:
         self.service = FakeService(store=self.store)
-        self.method = "GET" if self.path == "/readyz" else "POST"
+        self.method = "GET" if self.path in ("/readyz", "/metrics") else "POST"
         if self.path in GOOD_BODIES:
             self.body = json.dumps(GOOD_BODIES[self.path]).encode()
         if self.path != "/login":
@@ -363,6 +363,7 @@ CAUSES: dict[str, Callable[[Act], None]] = {
     "expired": _header("Authorization", f"Bearer {token(expires_at=NOW)}"),
     "revoked": _revoke,
     "service_token_invalid": _header("X-Service-Token", None),
+    "ops_token_invalid": _header("Authorization", None),
     "user_banned": _ban,
     "session_key_gone": _forget,
     "store_unavailable": lambda act: setattr(act.store, "is_down", True),
@@ -418,9 +419,12 @@ def test_the_credentials_that_a_route_is_documented_with_are_those_it_refuses_wi
     wanted: dict[str, list[Any]] = {
         "missing": [{"bearer": []}],
         "service_token_invalid": [{"bearer": [], "service_token": []}],
+        "ops_token_invalid": [{"ops_token": []}],
     }
-    for path, method, operation in operations(document()):
-        codes = {code for response in operation["responses"].values() for code in _codes(response)}
+    told = document()
+    for path, method, operation in operations(told):
+        with_bodies = told["paths"][path]["get"] if method == "head" else operation
+        codes = {code for response in with_bodies["responses"].values() for code in _codes(response)}
         needed = [security for code, security in wanted.items() if code in codes]
         optional: list[list[Any]] = [[{}, {"bearer": []}]] if path == "/checklogin" else [[]]
         assert operation["security"] == (needed or optional)[-1], f"{method} {path}"

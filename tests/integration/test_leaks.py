@@ -23,6 +23,7 @@ from flask.testing import FlaskClient
 from authsvc.clock import SystemClock
 from authsvc.errors import AuthsvcError
 from authsvc.http.app import create_app
+from authsvc.http.metrics import Metrics
 from authsvc.keyset import Lifecycle
 from authsvc.sandbox.faults import FAULTS
 from authsvc.sandbox.server import SandboxServer
@@ -37,6 +38,7 @@ from tests.support.service import free_port
 APPID = "wx1234567890abcdef"
 SECRET = "APPSECRETMARKER0123456789abcdef"
 SERVICE_TOKEN = "SERVICETOKENMARKER0123456789"
+OPS_TOKEN = "OPSTOKENMARKER0123456789"
 
 # What is asked of whom behind each route.
 CALLS = {
@@ -90,6 +92,14 @@ class Everything:
         self._note_session_keys()
         return reply.status_code
 
+    def look(self) -> dict[str, str]:
+        """What operators and readers are shown."""
+        headers = {"Authorization": f"Bearer {OPS_TOKEN}"}
+        replies = {path: self.client.get(path, headers=headers) for path in ("/metrics", "/docs", "/openapi.json")}
+        assert {reply.status_code for reply in replies.values()} == {200}
+        self.said.append(self.client.get("/metrics", headers={"Authorization": f"Bearer {OPS_TOKEN}x"}).text)
+        return {path: reply.text for path, reply in replies.items()}
+
     def phone_body(self) -> dict[str, str]:
         phone = f"1{secrets.randbelow(10**10):010}"
         code = self.wechat.model.mint_phone_code(APPID, "user-1", phone)
@@ -105,7 +115,7 @@ class Everything:
         openid = self.wechat.model.openid(APPID, "user-1")
         # Whoever has the signature of nothing can reset the key.
         signatures = {hmac.new(key.encode(), b"", hashlib.sha256).hexdigest() for key in self.session_keys}
-        found = {SECRET, SERVICE_TOKEN, openid, *self.codes, *self.session_keys, *self.tokens, *self.numbers}
+        found = {SECRET, SERVICE_TOKEN, OPS_TOKEN, openid, *self.codes, *self.session_keys, *self.tokens, *self.numbers}
         return found | signatures
 
 
@@ -118,6 +128,7 @@ def _everything(folder: Path, wechat: SandboxServer, url: str) -> Iterator[Every
         "AUTHSVC_WECHAT_URL": url,
         "AUTHSVC_WECHAT_TIMEOUT": "1",
         "AUTHSVC_SERVICE_TOKENS": SERVICE_TOKEN,
+        "AUTHSVC_OPS_TOKEN": OPS_TOKEN,
         "AUTHSVC_KEYS": str(folder / "keys"),
         "AUTHSVC_STORE": f"sqlite:///{folder}/authsvc.db",
     }
@@ -142,8 +153,14 @@ def _everything(folder: Path, wechat: SandboxServer, url: str) -> Iterator[Every
     keyring = open_keys(settings.keys).load(now=clock.now())
     store = open_store(settings.store_url)
     try:
+        metrics = Metrics(None, keys=lambda: keyring, rotate_every_s=1, clock=clock)
         services = build_services(
-            settings, clock=clock, keys=lambda: keyring, keys_are_current=lambda: True, store=store
+            settings,
+            clock=clock,
+            keys=lambda: keyring,
+            keys_are_current=lambda: True,
+            store=metrics.timed(store),
+            metrics=metrics,
         )
         app = create_app(services)
         yield Everything(app.test_client(), wechat, folder, log)
@@ -205,12 +222,15 @@ def test_whatever_fails_no_secret_is_in_a_log_a_reply_a_traceback_or_a_file(
         assert it.log_in(it.mint()) == 200
         console = capfd.readouterr()
         files = {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        shown = it.look()
         texts = {"log": it.log.getvalue(), "replies": "\n".join(it.said), "out": console.out, "err": console.err}
         # What is searched is really there.
         assert "code_used" in texts["log"]
         assert "jscode2session" in texts["log"], "DEBUG is on"
         assert "Traceback" in texts["replies"]
         assert any(name.endswith("-wal") for name in files)
+        assert 'authsvc_logins_total{code="code_used",wechat_errcode="40163"}' in shown["/metrics"]
+        texts |= shown
         openid = it.wechat.model.openid(APPID, "user-1")
         assert _where({openid}, files), "the store does hold the openid, so the search does find things"
         secret_markers = it.markers()

@@ -17,6 +17,7 @@ from authsvc.errors import BadRequest, SessionKeyGone
 from authsvc.failures import Failures
 from authsvc.http.app import create_app
 from authsvc.http.limits import LoginLimit
+from authsvc.http.metrics import Metrics
 from authsvc.http.services import AccessLog, Services, UsersAtWork
 from authsvc.keyring import Keyring
 from authsvc.login import LoggedIn, Login, TokenTerms
@@ -33,6 +34,7 @@ from tests.support.keys import AUDIENCE, ISSUER, keyring
 
 APPID = "wx1234567890abcdef"
 SESSION_KEY = "tiihtNczf5v6AKRyjwEUhQ=="
+OPS_TOKEN = "ops-token-of-an-operator"
 SERVICE_TOKEN = "service-token-of-a-back-end"
 CODE = "0712cDoV0cfty22AeloV0daMoV02cDog"
 
@@ -118,6 +120,12 @@ class FakeService:
     trusted_proxies: int = 0
     keys_are_current: bool = True
     login_limit: LoginLimit | None = None
+    metrics: Metrics | None = None  # made unless `with_metrics` is off
+    with_metrics: bool = True
+
+    def __post_init__(self) -> None:
+        if self.with_metrics:
+            self.metrics = Metrics(None, keys=lambda: self.ring, rotate_every_s=1_000, clock=self.clock)
 
     @property
     def users(self) -> Users:
@@ -170,6 +178,8 @@ class FakeService:
             clock=self.clock,
             access_log=self.access_log,
             login_limit=self.login_limit,
+            ops_token_digest=None if self.metrics is None else hashlib.sha256(OPS_TOKEN.encode()).digest(),
+            metrics=self.metrics,
         )
         app = create_app(services)
         app.test_client_class = DocumentedClient

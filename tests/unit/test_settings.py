@@ -244,7 +244,7 @@ def test_what_kubernetes_puts_into_a_pod_is_told_from_a_setting() -> None:
     assert "enableServiceLinks" in _problems(REAL | links | {"AUTHSVC_PORT": "tcp://10.0.0.1:80"})
 
 
-@pytest.mark.parametrize("name", ["OPS_TOKEN", "CORS_ORIGINS"])
+@pytest.mark.parametrize("name", ["CORS_ORIGINS"])
 def test_a_setting_without_effect_is_said(name: str) -> None:
     assert any(
         f"AUTHSVC_{name} has no effect" in warning for warning in _load(REAL | {f"AUTHSVC_{name}": "1"}).warnings
@@ -328,3 +328,17 @@ def test_an_operators_commands_need_no_app(tmp_path: Path) -> None:
 def test_an_algorithm_that_nobody_named_is_left_to_the_keys_there_are() -> None:
     assert _load(REAL).keys.alg is None
     assert _load(REAL | {"AUTHSVC_ALG": "ES256"}).keys.alg == "ES256"
+
+
+def test_the_token_of_operators_is_long_and_not_shown() -> None:
+    settings = _load(REAL | {"AUTHSVC_OPS_TOKEN": "OPSTOKENMARKER-0123456789"})
+    assert settings.ops_token == "OPSTOKENMARKER-0123456789"
+    assert "OPSTOKENMARKER" not in repr(settings)
+    assert _load(REAL).ops_token is None
+
+
+@pytest.mark.parametrize("token", ["short", "with space 0123456789", "x" * 257, "a,comma-0123456789-0123"])
+def test_a_token_of_operators_that_is_none_is_refused_without_being_repeated(token: str) -> None:
+    problems = _problems(REAL | {"AUTHSVC_OPS_TOKEN": token})
+    assert "AUTHSVC_OPS_TOKEN is 20 to 256 visible characters" in problems
+    assert token not in problems

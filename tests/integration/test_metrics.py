@@ -1,0 +1,70 @@
+"""/metrics over real workers: each answer is of all of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Final
+
+import pytest
+import requests
+
+from tests.support.processes import children, until
+from tests.support.service import Running, Service, service
+
+OPS_TOKEN: Final = "ops-token-of-an-operator"
+SOON_S: Final = 30
+
+
+def scraped(it: Service) -> dict[str, float]:
+    """On a connection of its own: any worker may answer."""
+    reply = requests.get(f"{it.url}/metrics", headers={"Authorization": f"Bearer {OPS_TOKEN}"}, timeout=SOON_S)
+    assert reply.status_code == 200
+    lines = (line.rpartition(" ") for line in reply.text.splitlines() if not line.startswith("#"))
+    return {name: float(value) for name, _, value in lines}
+
+
+def test_whichever_worker_answers_tells_of_all_and_what_a_dead_one_counted_is_kept(
+    tmp_path: Path, wechat: Running
+) -> None:
+    with service(tmp_path, wechat_url=wechat.url, WORKERS="2", OPS_TOKEN=OPS_TOKEN) as it:
+        for number in range(12):
+            body = {"code": it.mint(f"user-{number}")}
+            assert requests.post(f"{it.url}/login", json=body, timeout=SOON_S).status_code == 200
+        assert {scraped(it)["authsvc_tokens_issued_total"] for _ in range(10)} == {12}
+        before = set(children(it.process.pid))
+        dies = min(before)
+        os.kill(dies, signal.SIGKILL)
+        until(lambda: len(now := set(children(it.process.pid))) == 2 and dies not in now, within_s=SOON_S)
+        assert it.log_in().status_code == 200
+        found = [scraped(it) for _ in range(10)]
+        assert {each["authsvc_tokens_issued_total"] for each in found} == {13}
+        assert found[0]['authsvc_store_seconds_count{operation="put_login"}'] == 13
+        assert found[0]['authsvc_wechat_call_seconds_count{call="jscode2session"}'] == 13
+        assert found[0]["authsvc_signing_key_age_seconds"] >= 0
+        assert 0 < found[0]["authsvc_next_rotation_seconds"] <= 2_592_000
+
+
+def test_a_reload_brings_the_route_and_takes_it_away(tmp_path: Path, wechat: Running) -> None:
+    with service(tmp_path, wechat_url=wechat.url) as it:
+        for settings, expected in ((f"AUTHSVC_OPS_TOKEN={OPS_TOKEN}\n", 401), ("", 404)):
+            (tmp_path / ".env").write_text(settings)
+            it.process.send_signal(signal.SIGHUP)
+            until(
+                lambda expected=expected: requests.get(f"{it.url}/metrics", timeout=SOON_S).status_code == expected,  # type: ignore[misc]
+                within_s=SOON_S,
+            )
+
+
+def test_where_the_workers_count_is_gone_when_the_service_has_ended(
+    tmp_path: Path, wechat: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    with service(tmp_path, wechat_url=wechat.url, OPS_TOKEN=OPS_TOKEN) as it:
+        it.token()
+        assert [path.stat().st_mode & 0o777 for path in temporary.iterdir()] == [0o700]
+        assert it.stop() == 0
+    assert list(temporary.iterdir()) == []
