@@ -265,6 +265,12 @@ class CannotCount(AuthsvcError):
     code = "cannot_count"
 
 
+class Misdirected(AuthsvcError):
+    """The request is for another host than this service is."""
+
+    code = "misdirected_request"
+
+
 class OpsTokenInvalid(AuthsvcError):
     """The request is not from an operator: its Bearer token is missing, or is not AUTHSVC_OPS_TOKEN."""
 

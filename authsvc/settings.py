@@ -42,6 +42,8 @@ _DEFAULT_FALLBACK_URL: Final = "https://api2.weixin.qq.com"
 _APPID: Final = re.compile(r"[0-9A-Za-z_-]{1,64}")
 _SECRET: Final = re.compile(r"[!-~]{1,256}")
 _MAX_SECRETS: Final = 2
+# As browsers write it (RFC 6454, 6.2): in lower case, an IPv6 address in brackets, without the usual port.
+_ORIGIN: Final = re.compile(r"https?://([0-9a-z.-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?")
 _SERVICE_TOKEN: Final = re.compile(r"[!-+\--~]{20,256}")  # visible, without a comma
 
 Flag = Annotated[bool, Field(strict=False)]
@@ -91,7 +93,8 @@ class Environment(BaseModel):
     LIMITS_URL: str = Field(default="memory://", repr=False)
     TRUSTED_PROXIES: Annotated[int, Field(ge=0, le=16)] = 0
     CORS_ORIGINS: str = ""
-    ACCESS_LOG: Literal["all", "login", "none"] = "all"
+    ACCESS_LOG: Literal["all", "login", "none"] = "login"
+    FAST_LANE: Flag = True
     OPS_TOKEN: str | None = Field(default=None, repr=False)
     SERVICE_TOKENS: str | None = Field(default=None, repr=False)
 
@@ -158,7 +161,9 @@ class Settings:
     login_limit: LoginLimit | None
     limits_url: str = field(repr=False)  # may hold a password
     trusted_proxies: int
+    cors_origins: tuple[str, ...]
     access_log: Literal["all", "login", "none"]
+    fast_lane: bool
     warnings: tuple[str, ...]  # allowed, and to be said loudly
     table: tuple[Setting, ...] = field(repr=False)
 
@@ -181,11 +186,6 @@ def load_operator_settings(
     """
     return _Loader(environ, dotenv, cores=1, or_sandbox=or_sandbox).operator_settings()
 
-
-# Read and checked, so that a deployment can carry them already, and not acted upon by this version.
-_NOT_IN_FORCE: Final = {
-    "CORS_ORIGINS": "no CORS headers are sent yet",
-}
 
 _SECRETS: Final = ("SECRET", "APPS", "KEYS_PASSPHRASE", "LIMITS_URL", "OPS_TOKEN", "SERVICE_TOKENS")
 _NOT_WITH_SANDBOX: Final = (
@@ -231,8 +231,7 @@ class _Loader:
         service_tokens = self._service_tokens()
         ops_token = self._ops_token()
         limited = self._login_limit(workers=env.WORKERS or self._cores)
-        for name in sorted(_NOT_IN_FORCE.keys() & self._given_names):
-            self._warnings.append(f"{PREFIX}{name} has no effect in this version: {_NOT_IN_FORCE[name]}")
+        cors_origins = self._cors_origins()
         if self._problems:
             # With the warnings: a mistyped name is often why something is missing.
             raise SettingsError(self._problems, warnings=self._warnings)
@@ -262,7 +261,9 @@ class _Loader:
             login_limit=limited,
             limits_url=env.LIMITS_URL,
             trusted_proxies=env.TRUSTED_PROXIES,
+            cors_origins=cors_origins,
             access_log=env.ACCESS_LOG,
+            fast_lane=env.FAST_LANE,
             warnings=tuple(self._warnings),
             table=(),
         )
@@ -468,6 +469,12 @@ class _Loader:
         except SettingsError as error:
             self._problems += error.problems
         return url
+
+    def _cors_origins(self) -> tuple[str, ...]:
+        origins = tuple(text.strip() for text in self._env.CORS_ORIGINS.split(",") if text.strip())
+        if not all(map(_ORIGIN.fullmatch, origins)):
+            self._problem("CORS_ORIGINS", "is a list like https://www.example.com with commas between, without a path")
+        return origins
 
     def _ops_token(self) -> str | None:
         token = self._env.OPS_TOKEN

@@ -47,6 +47,7 @@ _log = structlog.get_logger("authsvc.keys")
 
 _SAY_EVERY_LOOKS: Final = 60
 _STORE_WAIT_S: Final = 5
+_REMEMBERED_TOKENS: Final = 10_000  # of each worker: some 12 MB
 _MAX_KEPT_KEYS: Final = 500  # of each kind: about half of what the manifest's own limit leaves room for
 
 
@@ -304,7 +305,7 @@ def build_services(
     return Services(
         login=login,
         session=session,
-        verifier=Verifier(_CurrentKeys(keys), policy, remember=0, clock=clock),
+        verifier=Verifier(_CurrentKeys(keys), policy, remember=_REMEMBERED_TOKENS, clock=clock),
         keys=keys,
         keys_are_current=keys_are_current,
         store=store,
@@ -317,8 +318,10 @@ def build_services(
         service_token_digests=tuple(hashlib.sha256(text.encode()).digest() for text in settings.service_tokens),
         trusted_proxies=settings.trusted_proxies,
         issuer=settings.issuer,
+        cors_origins=settings.cors_origins,
         clock=clock,
         access_log=settings.access_log,
+        fast_lane=settings.fast_lane,
         login_limit=settings.login_limit,
         ops_token_digest=None if settings.ops_token is None else hashlib.sha256(settings.ops_token.encode()).digest(),
         metrics=metrics,

@@ -33,6 +33,7 @@ ADVICE: Final[Mapping[str, str]] = MappingProxyType(
         "session_key_gone": "Log in again, then ask WeChat for the data anew.",
         "payload_too_large": "Send less.",
         "unsupported_media_type": "Send `application/json` or `application/x-www-form-urlencoded`.",
+        "misdirected_request": "Send the request to the issuer's host. The operator may have to mend the proxy.",
         "rate_limited": _WAIT,
         "internal_error": "Try later, and report it with its `request_id`: it is a fault of the service.",
         "wechat_config": _OPERATOR,

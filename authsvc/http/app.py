@@ -6,6 +6,10 @@ from flask import Flask
 
 from authsvc.http import checklogin, health, login, operators, session, wellknown
 from authsvc.http.context import install_request_log
+from authsvc.http.cors import install_cors
+from authsvc.http.fastlane import FastLane
+from authsvc.http.headers import install_security_headers
+from authsvc.http.hosts import install_host_check
 from authsvc.http.limits import install_login_limit
 from authsvc.http.problems import install_problems
 from authsvc.http.proxies import install_proxies
@@ -21,6 +25,10 @@ def create_app(services: Services) -> Flask:
     app.json.sort_keys = False  # type: ignore[attr-defined]
     install_services(app, services)
     install_request_log(app)
+    install_security_headers(app)
+    install_host_check(app, issuer=services.issuer)
+    if services.cors_origins:
+        install_cors(app, services.cors_origins)
     install_problems(app)
     for module in (login, checklogin, wellknown, health):
         app.register_blueprint(module.blueprint)
@@ -33,4 +41,6 @@ def create_app(services: Services) -> Flask:
         install_login_limit(app, services.login_limit)
     install_reference(app, issuer=services.issuer)
     install_proxies(app, trusted=services.trusted_proxies)
+    if services.fast_lane:
+        app.wsgi_app = FastLane(app.wsgi_app, services)  # type: ignore[method-assign]
     return app

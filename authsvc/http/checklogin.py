@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from flask import Blueprint, request
 
 from authsvc.errors import TokenError, TokenMalformed, TokenMissing
 from authsvc.http.context import note, note_token
 from authsvc.http.replies import CheckLoginReply
-from authsvc.http.services import services
+from authsvc.http.services import Services, services
 from authsvc.verifier.bearer import credentials, is_bearer
+
+PATH: Final = "/checklogin"
 
 blueprint = Blueprint("checklogin", __name__)
 
 
-@blueprint.get("/checklogin")
+@blueprint.get(PATH)
 def check_login() -> tuple[CheckLoginReply, dict[str, str]]:
-    now = services().clock.now()
-    refused_for = None
-    try:
-        token = presented_token(request.args.getlist("token"), request.headers.getlist("Authorization"))
-        claims = services().verifier.verify(token)
-        answer: CheckLoginReply = {"is_login": True, "expires_in": max(claims.expires_at - now, 0)}
-    except TokenError as error:
-        refused_for = error.code
-        answer = {"is_login": False, "reason": refused_for}
+    answer, refused_for = checked(services(), request.args.getlist("token"), request.headers.getlist("Authorization"))
     note(outcome=refused_for or "ok")
     note_token(refused_for)
     return answer, {"Cache-Control": "no-store"}
+
+
+def checked(services: Services, parameters: list[str], authorizations: list[str]) -> tuple[CheckLoginReply, str | None]:
+    """The answer, and the code of the TokenError if it is no."""
+    now = services.clock.now()
+    try:
+        claims = services.verifier.verify(presented_token(parameters, authorizations))
+    except TokenError as error:
+        return {"is_login": False, "reason": error.code}, error.code
+    return {"is_login": True, "expires_in": max(claims.expires_at - now, 0)}, None
 
 
 def presented_token(parameters: list[str], authorizations: list[str]) -> str:

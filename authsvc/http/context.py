@@ -12,6 +12,7 @@ import structlog
 from flask import Flask, Response, g, request
 
 from authsvc.http.services import services
+from authsvc.http.traces import follow, unfollow
 
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _LOGIN: Final = "login.log_in"
@@ -24,6 +25,11 @@ def request_id() -> str:
     """The caller's X-Request-ID if it is a plain one, else one of our own."""
     found: str = g.request_id
     return found
+
+
+def is_request_id(given: str) -> bool:
+    """Whether it is plain enough to be repeated, in replies and in the log."""
+    return _REQUEST_ID.fullmatch(given) is not None
 
 
 def note(**fields: Any) -> None:
@@ -40,13 +46,15 @@ def note_token(refused_for: str | None) -> None:
 def install_request_log(app: Flask) -> None:
     app.before_request(_begin)
     app.after_request(_end)
+    app.teardown_request(lambda _error: unfollow())
 
 
 def _begin() -> None:
     given = request.headers.get("X-Request-ID", "")
-    g.request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+    g.request_id = given if is_request_id(given) else secrets.token_hex(8)
     g.log_fields = {}
     g.started_at = time.perf_counter()
+    follow(g.request_id, request.headers.get("traceparent"))
 
 
 def _end(reply: Response) -> Response:
@@ -62,7 +70,6 @@ def _end(reply: Response) -> Response:
             path=_route(),
             status=reply.status_code,
             duration_ms=round((time.perf_counter() - g.started_at) * 1000, 1),
-            request_id=request_id(),
             **{name: value for name, value in g.log_fields.items() if value is not None},
         )
     return reply

@@ -18,7 +18,7 @@ Json: TypeAlias = dict[str, Any]
 CONTRACT_VERSION: Final = "1.0.0"
 """Of the HTTP contract, and not of the program: the first number changes when a client would have to."""
 
-ANY_ROUTE_CODES: Final = ("not_found", "method_not_allowed", "internal_error")
+ANY_ROUTE_CODES: Final = ("not_found", "method_not_allowed", "misdirected_request", "internal_error")
 """What is answered where there is no operation, or by none that works as it should."""
 
 _FORM: Final = "application/x-www-form-urlencoded"
@@ -31,8 +31,8 @@ verify tokens by themselves, with the public keys.
 
 JSON is in UTF-8, and a body with a member twice is refused. Members that a route does not know are passed over. \
 Nothing redirects. Errors are `application/problem+json` (RFC 9457); a client goes by `code`, for the texts may \
-change. A path that is not there is 404 `not_found`, another method 405 `method_not_allowed`; 500 `internal_error` is \
-a fault of the service, and never meant."""
+change. A path that is not there is 404 `not_found`, another method 405 `method_not_allowed`, another public host than \
+the issuer's 421 `misdirected_request`; 500 `internal_error` is a fault of the service, and never meant."""
 
 _SECURITY: Final[Mapping[Caller, list[dict[str, list[str]]]]] = {
     Caller.ANYONE: [],
@@ -241,11 +241,8 @@ def _options(operation: Operation) -> Json:
         "summary": "Tell which methods the route takes",
         "description": "Allow names them.",
         "parameters": [_ref("parameters", "RequestId")],
-        "security": _SECURITY[operation.caller],
-        "responses": {
-            "200": {"description": "No body.", "headers": _headers("RequestId", "Allow")},
-            **_problem_replies(IDENTIFYING_CODES[operation.caller]),
-        },
+        "security": [],
+        "responses": {"200": {"description": "No body.", "headers": _headers("RequestId", "NotCached", "Allow")}},
     }
 
 

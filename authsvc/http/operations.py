@@ -97,7 +97,7 @@ IDENTIFYING_CODES: Final[Mapping[Caller, tuple[str, ...]]] = MappingProxyType(
         Caller.OPERATOR: ("ops_token_invalid",),
     }
 )
-"""What is answered before anything but the headers is looked at, to OPTIONS too."""
+"""What is answered before anything but the headers is looked at."""
 
 _OF_BODIES: Final = ("bad_request", "payload_too_large", "unsupported_media_type")
 _OF_USERS: Final = ("user_banned", "session_key_gone", "store_unavailable")

@@ -44,6 +44,7 @@ PROBLEMS: Final[dict[str, Problem]] = {
     "session_key_gone": Problem(409, "There is no good session key of this user"),
     "payload_too_large": Problem(413, "The body is too large"),
     "unsupported_media_type": Problem(415, "The body has a type that this route does not take"),
+    "misdirected_request": Problem(421, "This service is another host"),
     # WeChat's limit counts by minute, 100 exchanges a user; so does ours, unless it was set otherwise.
     "rate_limited": Problem(429, "Too many requests", retry_after_s=60),
     "internal_error": Problem(500, "The service failed", tells_detail=False),

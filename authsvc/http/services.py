@@ -72,8 +72,10 @@ class Services:
     service_token_digests: tuple[bytes, ...]  # SHA-256
     trusted_proxies: int
     issuer: str
+    cors_origins: tuple[str, ...]
     clock: Clock
     access_log: AccessLog
+    fast_lane: bool
     login_limit: LoginLimit | None
     ops_token_digest: bytes | None  # SHA-256
     metrics: Metrics | None

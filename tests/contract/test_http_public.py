@@ -65,7 +65,7 @@ def test_a_verifier_that_has_the_jwks_is_told_so_and_only_then() -> None:
 
 @pytest.mark.parametrize("path", METADATA)
 def test_the_metadata_leads_to_the_jwks(path: str) -> None:
-    reply = FakeService().client().get(path, headers={"Host": "evil.example", "X-Forwarded-Host": "evil.example"})
+    reply = FakeService().client().get(path, headers={"Host": "evil.internal", "X-Forwarded-Host": "evil.example"})
     found = reply.get_json()
     assert found["issuer"] == ISSUER
     assert found["jwks_uri"] == ISSUER + JWKS

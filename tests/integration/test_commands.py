@@ -61,7 +61,7 @@ def test_keys_init_in_a_folder_that_cannot_be_written_says_so(tmp_path: Path) ->
 
 
 def test_config_prints_what_is_in_force_with_secrets_masked(tmp_path: Path) -> None:
-    (tmp_path / ".env").write_text("AUTHSVC_AUDIENCE=shop\nAUTHSVC_OPS_TOKEN=SECRETMARKER\n")
+    (tmp_path / ".env").write_text("AUTHSVC_AUDIENCE=shop\nAUTHSVC_OPS_TOKEN=SECRETMARKER0123456789\n")
     limits = "redis://:SECRETMARKER@localhost"
     done = authsvc("config", cwd=tmp_path, PORT="3100", HOST="[/x]", LIMITS_URL=limits, **REAL)
     assert done.returncode == 0
@@ -72,7 +72,6 @@ def test_config_prints_what_is_in_force_with_secrets_masked(tmp_path: Path) -> N
     assert [cell.strip() for cell in rows["AUTHSVC_HOST"]] == ["[/x]", "environment"]
     assert str(tmp_path / "keys") in rows["AUTHSVC_KEYS"][0]
     assert "SECRETMARKER" not in done.stdout + done.stderr
-    assert "AUTHSVC_OPS_TOKEN has no effect" in done.stdout
 
 
 @pytest.mark.parametrize("command", [("config",), ("serve",)])

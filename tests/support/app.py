@@ -112,12 +112,14 @@ class FakeService:
     with_unionid: bool = False
     hashed: bool = False
     access_log: AccessLog = "all"
+    fast_lane: bool = False
     places: int = 4
     call_places: int = 2
     work_places: int = 2
     users_at_work: UsersAtWork = field(default_factory=UsersAtWork)
     service_tokens: tuple[str, ...] = (SERVICE_TOKEN,)
     trusted_proxies: int = 0
+    cors_origins: tuple[str, ...] = ()
     keys_are_current: bool = True
     login_limit: LoginLimit | None = None
     metrics: Metrics | None = None  # made unless `with_metrics` is off
@@ -175,8 +177,10 @@ class FakeService:
             service_token_digests=tuple(hashlib.sha256(text.encode()).digest() for text in self.service_tokens),
             trusted_proxies=self.trusted_proxies,
             issuer=ISSUER,
+            cors_origins=self.cors_origins,
             clock=self.clock,
             access_log=self.access_log,
+            fast_lane=self.fast_lane,
             login_limit=self.login_limit,
             ops_token_digest=None if self.metrics is None else hashlib.sha256(OPS_TOKEN.encode()).digest(),
             metrics=self.metrics,

@@ -197,6 +197,7 @@ def service(folder: Path, *, wechat_url: str, port: int | None = None, **setting
         "PORT": str(port),
         "WORKERS": "1",
         "LOGIN_RATE": "off",  # all of a test's clients have one address
+        "ACCESS_LOG": "all",
     }
     url = f"http://{settings.get('HOST', '127.0.0.1').replace('0.0.0.0', '127.0.0.1')}:{port}"
     with running(

@@ -13,8 +13,9 @@ import structlog
 
 from authsvc import errors
 from authsvc.telemetry import configure_logging
+from authsvc.wechat import App, WeChatSession
 from tests.contract.test_http_session import OLDEST_KEY, ask, open_data, service_with_logins
-from tests.support.app import APPID, FakeService
+from tests.support.app import APPID, FakeService, FakeWeChat
 from tests.support.clock import NOW
 
 CODE = "0712cDoV0cfty22AeloV0daMoV02cDog"
@@ -140,3 +141,56 @@ def test_a_stand_in_is_the_same_for_the_same_user_and_no_other() -> None:
     ring = FakeService().ring
     assert ring.pseudonym("wx1", "o1") == ring.pseudonym("wx1", "o1")
     assert len({ring.pseudonym(a, o) for a, o in (("wx1", "o1"), ("wx2", "o1"), ("wx1", "o2"), ("wx1 o", "1"))}) == 4
+
+
+TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
+PARENT_ID = "00f067aa0ba902b7"
+
+
+class _Talkative(FakeWeChat):
+    """Logs, as the real client does about what it meets."""
+
+    def code2session(self, app: App, code: str) -> WeChatSession:
+        logging.getLogger("authsvc.wechat").warning("WeChat is slow")
+        return super().code2session(app, code)
+
+
+@pytest.mark.parametrize("version", ["00", "01", "cc"])
+def test_the_ids_of_request_and_trace_are_in_every_line_of_a_request(log: io.StringIO, version: str) -> None:
+    headers = {"X-Request-ID": "abc", "traceparent": f"{version}-{TRACE_ID}-{PARENT_ID}-01"}
+    FakeService(wechat=_Talkative()).client().post("/login", json={"code": CODE}, headers=headers)
+    said = [line for line in _lines(log) if line["event"] in ("WeChat is slow", "request")]
+    assert len(said) == 2
+    for line in said:
+        assert (line["request_id"], line["trace_id"], line["parent_id"]) == ("abc", TRACE_ID, PARENT_ID)
+
+
+@pytest.mark.parametrize(
+    "traceparent",
+    [
+        "",
+        "MARKER",
+        f"00-{TRACE_ID}-{PARENT_ID}",
+        f"00-{TRACE_ID}-{PARENT_ID}-01-MARKER",
+        f"00-{TRACE_ID.upper()}-{PARENT_ID}-01",
+        f"00-{'0' * 32}-{PARENT_ID}-01",
+        f"00-{TRACE_ID}-{'0' * 16}-01",
+        f"ff-{TRACE_ID}-{PARENT_ID}-01",
+        f"01-{TRACE_ID}-{PARENT_ID}-01x",
+    ],
+)
+def test_a_traceparent_that_is_none_is_passed_over(log: io.StringIO, traceparent: str) -> None:
+    FakeService().client().get("/healthz", headers={"traceparent": traceparent})
+    (line,) = _requests(log)
+    assert "trace_id" not in line
+    assert "MARKER" not in log.getvalue()
+
+
+def test_the_next_request_has_no_ids_of_the_one_before(log: io.StringIO) -> None:
+    client = FakeService().client()
+    client.get("/healthz", headers={"X-Request-ID": "abc", "traceparent": f"00-{TRACE_ID}-{PARENT_ID}-01"})
+    client.get("/healthz")
+    _, line = _requests(log)
+    assert line["request_id"] != "abc"
+    assert "trace_id" not in line
+    assert structlog.contextvars.get_contextvars() == {}

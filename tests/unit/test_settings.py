@@ -244,11 +244,21 @@ def test_what_kubernetes_puts_into_a_pod_is_told_from_a_setting() -> None:
     assert "enableServiceLinks" in _problems(REAL | links | {"AUTHSVC_PORT": "tcp://10.0.0.1:80"})
 
 
-@pytest.mark.parametrize("name", ["CORS_ORIGINS"])
-def test_a_setting_without_effect_is_said(name: str) -> None:
-    assert any(
-        f"AUTHSVC_{name} has no effect" in warning for warning in _load(REAL | {f"AUTHSVC_{name}": "1"}).warnings
+def test_origins_are_as_browsers_write_them() -> None:
+    origins = "https://www.example.com, http://localhost:5173,https://[2001:db8::1]:8443"
+    assert _load(REAL | {"AUTHSVC_CORS_ORIGINS": origins}).cors_origins == (
+        "https://www.example.com",
+        "http://localhost:5173",
+        "https://[2001:db8::1]:8443",
     )
+    assert _load(REAL).cors_origins == ()
+
+
+@pytest.mark.parametrize(
+    "origins", ["*", "https://*.example.com", "www.example.com", "https://a.example/", "https://A.example", "null", "1"]
+)
+def test_an_origin_that_no_browser_sends_is_refused(origins: str) -> None:
+    assert "AUTHSVC_CORS_ORIGINS" in _problems(REAL | {"AUTHSVC_CORS_ORIGINS": f"https://good.example,{origins}"})
 
 
 def test_a_wechat_on_this_machine_is_said_loudly() -> None:
