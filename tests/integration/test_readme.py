@@ -109,7 +109,8 @@ def test_the_readme_has_every_setting_with_its_default() -> None:
         assert f"`{PREFIX}{name}`" in section or f"`{name}`" in section, name
         if f"`{PREFIX}{name}`" in section and isinstance(field.default, int | str) and field.default:
             row = next(line for line in section.splitlines() if f"`{PREFIX}{name}`" in line)
-            assert f"`{field.default}`" in row, name
+            default = int(field.default) if isinstance(field.default, bool) else field.default
+            assert f"`{default}`" in row, name
 
 
 def test_every_make_target_that_the_readme_names_exists() -> None:
