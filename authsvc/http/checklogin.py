@@ -40,6 +40,8 @@ def presented_token(parameters: list[str], authorizations: list[str]) -> str:
 
     Raises: TokenMissing; TokenMalformed for more than one, whichever of them would be good.
     """
+    if len(parameters) == 1 and parameters[0] and not authorizations:
+        return parameters[0]  # as nearly all of them are
     # A server may hand two headers over as one, with a comma between them (RFC 9110, 5.3); no token has a comma in it.
     headers = [part for value in authorizations for part in value.split(",")]
     if len(parameters) > 1 or (len(headers) > 1 and any(map(is_bearer, headers))):

@@ -131,7 +131,7 @@ def test_an_installation_that_is_in_order_is_told_so_and_not_changed(place: Inst
     assert _everything(place.path) == before
     # Both are on loopback here, where nothing real is at stake, and no service runs.
     assert [f["seen"].split()[0] for f in found["configuration"] if f["verdict"] == "warning"] == [
-        *("AUTHSVC_WECHAT_URL", "AUTHSVC_ISSUER", "AUTHSVC_OPS_TOKEN"),
+        *("AUTHSVC_WECHAT_URL", "AUTHSVC_ISSUER"),
     ]
     assert "cannot be reached from here" in _amiss(found, "issuer")["seen"]
     assert _verdicts(found, "configuration", "issuer", "disk") == {"ok"}
