@@ -8,7 +8,7 @@ from typing import Final
 import click
 
 from authsvc.cli.shared import plain_errors
-from authsvc.deploy import Template, fill
+from authsvc.deploy import Template, dashboard, fill
 
 _VERSION: Final = version("authsvc")
 
@@ -24,7 +24,7 @@ _trusted_proxies = click.option(
 
 @click.group()
 def deploy() -> None:
-    """Print a Dockerfile, a systemd unit or Kubernetes manifests. Their comments say what to do with them.
+    """Print a Dockerfile, a systemd unit, Kubernetes manifests or a dashboard. Comments say what to do with them.
 
     No secret is asked for or printed: secrets are read from files, where the service runs.
     """
@@ -65,6 +65,12 @@ def deploy_systemd(user: str, venv: str, appid: str | None, issuer: str | None, 
 def deploy_k8s(image: str, appid: str | None, issuer: str | None, trusted_proxies: str) -> None:
     """Manifests for Kubernetes: two pods, a shared store, keys from a Secret that an operator rotates."""
     _print(Template.KUBERNETES, image=image, appid=appid, issuer=issuer, trusted_proxies=trusted_proxies)
+
+
+@deploy.command("grafana")
+def deploy_grafana() -> None:
+    """A dashboard for Grafana to import, over the figures of /metrics (AUTHSVC_OPS_TOKEN)."""
+    click.echo(dashboard(), nl=False)
 
 
 def _print(template: Template, **values: str | None) -> None:

@@ -1,4 +1,5 @@
-"""What the service is run by elsewhere, as text: a Dockerfile, a systemd unit, Kubernetes manifests."""
+"""What the service is run and watched by elsewhere, as text: a Dockerfile, a systemd unit, Kubernetes manifests, and a
+dashboard for Grafana."""
 
 from __future__ import annotations
 
@@ -53,6 +54,11 @@ def fill(template: Template, values: Mapping[str, str | None]) -> Filled:
 
     text = _PLACE.sub(put, files(__name__).joinpath(template.value).read_text("utf-8"))
     return Filled(text, tuple(left))
+
+
+def dashboard() -> str:
+    """JSON that Grafana imports. It asks a Prometheus that scrapes `/metrics`."""
+    return files(__name__).joinpath("grafana.json").read_text("utf-8")
 
 
 _PLACE: Final = re.compile(r"\{\{([a-z_]+)\}\}")

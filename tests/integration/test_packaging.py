@@ -94,7 +94,7 @@ def test_the_wheel_has_the_code_its_types_its_migrations_and_its_templates(built
     assert {"authsvc/__init__.py", "authsvc/py.typed", "authsvc/tokens.py"} <= wheel
     assert {"authsvc/http/docs.html", "authsvc/http/docs.css"} <= wheel
     assert any(name.startswith("authsvc/store/migrations/versions/0001") for name in wheel)
-    assert {f"authsvc/deploy/{name}" for name in ("Dockerfile", "authsvc.service", "k8s.yaml")} <= wheel
+    assert {f"authsvc/deploy/{name}" for name in ("Dockerfile", "authsvc.service", "k8s.yaml", "grafana.json")} <= wheel
     assert not [name for name in wheel if not name.startswith(("authsvc/", "authsvc-"))]
 
 
