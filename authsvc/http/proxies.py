@@ -14,7 +14,7 @@ from authsvc.http.services import services
 from authsvc.store import FORWARDING_HEADER_SEEN, SharedValue
 
 _HEADERS: Final = ("X-Forwarded-For", "Forwarded", "X-Real-IP")
-_REMEMBERED_S: Final = 7 * 86_400  # for `authsvc doctor`
+_REMEMBERED_S: Final = 86_400  # also for `authsvc doctor`
 
 _log = structlog.get_logger("authsvc.http")
 
@@ -31,7 +31,7 @@ def install_proxies(app: Flask, *, trusted: int) -> None:
 
 
 class _Lookout:
-    """Says once that there seems to be a proxy, of which the settings know nothing."""
+    """Says once a day that there seems to be a proxy, of which the settings know nothing."""
 
     def __init__(self) -> None:
         self._said = Lock()  # whoever gets it says so, and keeps it
@@ -42,14 +42,16 @@ class _Lookout:
         seen = next((name for name in _HEADERS if name in request.headers), None)
         if seen is None or not self._said.acquire(blocking=False):
             return
-        _log.warning(
-            "forwarding_header_seen",
-            header=seen,
-            problem="a proxy seems to stand before this service: AUTHSVC_TRUSTED_PROXIES is 0, so all of its clients "
-            "look like one, also to AUTHSVC_LOGIN_RATE; set how many proxies there are",
-        )
         now = services().clock.now()
+        noted = SharedValue(FORWARDING_HEADER_SEEN, seen.encode("ascii"), now + _REMEMBERED_S)
         try:
-            services().store.share(SharedValue(FORWARDING_HEADER_SEEN, seen.encode("ascii"), now + _REMEMBERED_S))
+            is_news = services().store.share_first(noted, now=now)
         except StoreUnavailable:
-            _log.info("forwarding_header_not_noted", problem="the side store does not answer")
+            is_news = True
+        if is_news:  # no other worker has said it
+            _log.warning(
+                "forwarding_header_seen",
+                header=seen,
+                problem="a proxy seems to stand before this service: AUTHSVC_TRUSTED_PROXIES is 0, so all of its "
+                "clients look like one, also to AUTHSVC_LOGIN_RATE; set how many proxies there are",
+            )

@@ -247,7 +247,10 @@ class _Server(MPServer):
 
     def _end(self, worker: Any) -> None:
         worker.terminate()
-        worker.join(self.workers_kill_timeout)
+        # Not join(): granian has a thread that waits for it too, and who comes second is told that it still lives.
+        give_up_at = time.monotonic() + (self.workers_kill_timeout or 0)
+        while worker.is_alive() and time.monotonic() < give_up_at:
+            time.sleep(_LOOK_EVERY_S)
         if worker.is_alive():
             _log.warning("a worker did not stop in time and is killed")
             worker.kill()

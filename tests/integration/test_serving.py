@@ -59,6 +59,7 @@ def test_no_request_fails_while_the_service_reloads_twice_and_stops(tmp_path: Pa
         assert found.failed == []
         assert min(found.done[what] for what in ("kept", "new", "login")) > 10
         assert "refused to gracefully stop" not in it.output()
+        assert "did not stop in time" not in it.output()
 
 
 def test_a_login_that_waits_for_wechat_is_answered_after_the_stop_was_asked_for(
