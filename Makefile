@@ -68,10 +68,11 @@ test: .venv/.test $(PEERS) ## set up and run every test
 soak: .venv/.test ## run the full sweeps that `make test` samples (some minutes more)
 	@$(BIN)/python -m pytest -m soak --timeout 3600
 
-bench: .venv/.test $(PEERS) ## what verifying and storing cost beside peers, and what is noticed of a hanging WeChat
+bench: .venv/.test $(PEERS) ## what verifying, storing and serving cost beside peers, and what is noticed of a hanging WeChat
 	@$(BIN)/python -m tests.bench.verify
 	@$(BIN)/python -m tests.bench.store
 	@$(BIN)/python -m tests.bench.wechat_hangs
+	@$(BIN)/python -m tests.bench.serve
 
 lint: .venv/.test ## ruff: lint and format
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -34,8 +34,8 @@ unpack() {
 
 if command -v apt-get >/dev/null && command -v dpkg >/dev/null; then
     rm -rf "$peers"
-    echo "fetching HAProxy and Apache, which tests verify with (once)"
-    unpack haproxy apache2-bin libapache2-mod-auth-openidc
+    echo "fetching HAProxy and Apache, which tests verify with, and wrk, which the benchmark asks with (once)"
+    unpack haproxy apache2-bin libapache2-mod-auth-openidc wrk
     # Each is 90 MB: where nobody waits for them.
     if [ -n "${CI:-}" ]; then
         echo "fetching Go and a browser without windows (once)"
