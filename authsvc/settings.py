@@ -42,6 +42,7 @@ _DEFAULT_FALLBACK_URL: Final = "https://api2.weixin.qq.com"
 _APPID: Final = re.compile(r"[0-9A-Za-z_-]{1,64}")
 _SECRET: Final = re.compile(r"[!-~]{1,256}")
 _MAX_SECRETS: Final = 2
+_HOST_NAME: Final = re.compile(r"[0-9a-z]([0-9a-z.-]*[0-9a-z])?")
 # As browsers write it (RFC 6454, 6.2): in lower case, an IPv6 address in brackets, without the usual port.
 _ORIGIN: Final = re.compile(r"https?://([0-9a-z.-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?")
 _SERVICE_TOKEN: Final = re.compile(r"[!-+\--~]{20,256}")  # visible, without a comma
@@ -92,6 +93,7 @@ class Environment(BaseModel):
     LOGIN_RATE: str = "300/minute"
     LIMITS_URL: str = Field(default="memory://", repr=False)
     TRUSTED_PROXIES: Annotated[int, Field(ge=0, le=16)] = 0
+    HOSTS: str = ""
     CORS_ORIGINS: str = ""
     ACCESS_LOG: Literal["all", "login", "none"] = "login"
     FAST_LANE: Flag = True
@@ -161,6 +163,7 @@ class Settings:
     login_limit: LoginLimit | None
     limits_url: str = field(repr=False)  # may hold a password
     trusted_proxies: int
+    hosts: tuple[str, ...]
     cors_origins: tuple[str, ...]
     access_log: Literal["all", "login", "none"]
     fast_lane: bool
@@ -231,6 +234,7 @@ class _Loader:
         service_tokens = self._service_tokens()
         ops_token = self._ops_token()
         limited = self._login_limit(workers=env.WORKERS or self._cores)
+        hosts = self._hosts()
         cors_origins = self._cors_origins()
         if self._problems:
             # With the warnings: a mistyped name is often why something is missing.
@@ -261,6 +265,7 @@ class _Loader:
             login_limit=limited,
             limits_url=env.LIMITS_URL,
             trusted_proxies=env.TRUSTED_PROXIES,
+            hosts=hosts,
             cors_origins=cors_origins,
             access_log=env.ACCESS_LOG,
             fast_lane=env.FAST_LANE,
@@ -469,6 +474,12 @@ class _Loader:
         except SettingsError as error:
             self._problems += error.problems
         return url
+
+    def _hosts(self) -> tuple[str, ...]:
+        hosts = tuple(text.strip() for text in self._env.HOSTS.split(",") if text.strip())
+        if not all(map(_HOST_NAME.fullmatch, hosts)):
+            self._problem("HOSTS", "is a list of names like auth.example.org with commas between, in lower case")
+        return hosts
 
     def _cors_origins(self) -> tuple[str, ...]:
         origins = tuple(text.strip() for text in self._env.CORS_ORIGINS.split(",") if text.strip())

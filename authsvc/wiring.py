@@ -157,9 +157,8 @@ def build_app(settings: Settings, *, inherited: Prepared | None, metrics_folder:
     wait_for_fit_keys(keeper, folder, store, sleep=time.sleep)
     keeper.start()
     Purger(store, clock=clock, random_bytes=os.urandom, sleep=time.sleep).start()
-    metrics = None
-    if metrics_folder is not None:
-        metrics = _metrics(metrics_folder, keeper.current, settings, clock)
+    metrics = _metrics(metrics_folder, keeper.current, settings, clock)
+    if metrics is not None:
         store = metrics.timed(store)
     services = build_services(
         settings,
@@ -172,11 +171,17 @@ def build_app(settings: Settings, *, inherited: Prepared | None, metrics_folder:
     return create_app(services)
 
 
-def _metrics(folder: Path, keys: Callable[[], Keyring], settings: Settings, clock: Clock) -> Metrics:
-    count_in(folder)
-    from authsvc.http.metrics import Metrics  # not before: see there
+def _metrics(folder: Path | None, keys: Callable[[], Keyring], settings: Settings, clock: Clock) -> Metrics | None:
+    if folder is None:
+        return None
+    try:
+        count_in(folder)
+        from authsvc.http.metrics import Metrics  # not before: see there
 
-    return Metrics(folder, keys=keys, rotate_every_s=settings.keys.rotate_every_s, clock=clock)
+        return Metrics(folder, keys=keys, rotate_every_s=settings.keys.rotate_every_s, clock=clock)
+    except OSError as error:
+        _log.error("no_metrics", problem=f"{folder} cannot be written to: {error.strerror}")
+        return None
 
 
 def wait_for_fit_keys(keeper: KeyKeeper, folder: KeyFolder, store: Store, *, sleep: Callable[[float], None]) -> None:
@@ -318,6 +323,7 @@ def build_services(
         service_token_digests=tuple(hashlib.sha256(text.encode()).digest() for text in settings.service_tokens),
         trusted_proxies=settings.trusted_proxies,
         issuer=settings.issuer,
+        hosts=settings.hosts,
         cors_origins=settings.cors_origins,
         clock=clock,
         access_log=settings.access_log,

@@ -73,7 +73,7 @@ def serve(or_sandbox: bool, workers: int | None, threads: int | None) -> None:
     prepared = prepare(settings, clock=SystemClock())
     with ExitStack() as beside:
         # Also where there is no /metrics yet: a reload may bring AUTHSVC_OPS_TOKEN.
-        counts = beside.enter_context(metrics_folder())
+        counts = beside.enter_context(metrics_folder(is_needed=settings.ops_token is not None))
         if settings.sandbox:
             sandbox = SandboxProcess(appid=SANDBOX_APPID, secret=SANDBOX_SECRET, port=settings.port + 1)
             settings = replace(settings, wechat_url=beside.enter_context(sandbox).url, wechat_fallback_url=None)
@@ -126,7 +126,7 @@ def service_settings(*, or_sandbox: bool) -> Settings:
     return load_settings(os.environ, dotenv=DOTENV, cores=cores, or_sandbox=or_sandbox)
 
 
-def _load_worker(settings: Settings, inherited: Prepared, counts: Path) -> Any:
+def _load_worker(settings: Settings, inherited: Prepared, counts: Path | None) -> Any:
     configure_logging(sys.stderr)
     # The server copies the environment into every WSGI request; our settings have been read, the rest needs no secrets.
     for name in [name for name in os.environ if name.startswith("AUTHSVC_")]:
@@ -134,24 +134,35 @@ def _load_worker(settings: Settings, inherited: Prepared, counts: Path) -> Any:
     return build_app(settings, inherited=inherited, metrics_folder=counts if settings.ops_token else None)
 
 
-def _reloaded(current: Settings, notifier: Notifier, counts: Path, *, or_sandbox: bool) -> LoadApp | None:
+def _reloaded(current: Settings, notifier: Notifier, counts: Path | None, *, or_sandbox: bool) -> LoadApp | None:
     """What new workers are made of; None, and a line in the log, if the settings cannot be used."""
     notifier.reloading()
     try:
         settings = service_settings(or_sandbox=or_sandbox)
-        if settings.sandbox != current.sandbox:
-            raise SettingsError(["with the sandbox or without it: that takes a restart"])
+        _check_needs_no_restart(settings, current)
+        if settings.ops_token is not None and counts is None:
+            raise SettingsError(["AUTHSVC_OPS_TOKEN: there is no folder for temporary files to count in"])
         if settings.sandbox:
             settings = replace(settings, wechat_url=current.wechat_url, wechat_fallback_url=None)
         prepared = prepare(settings, clock=SystemClock())
     except AuthsvcError as error:
         _log.error("reload_refused", problem=str(error))
         return None
-    for name in ("host", "port", "workers", "threads"):
-        if getattr(settings, name) != getattr(current, name):
-            _log.warning("reload_is_not_enough", setting=PREFIX + name.upper(), problem="that takes a restart")
+    except Exception as error:  # noqa: BLE001 - the service goes on as it is, whatever is wrong
+        _log.error("reload_refused", exc_info=error)
+        return None
     _log.info("reloading", said=[*prepared.said, *(f"WARNING: {warning}" for warning in settings.warnings)])
     return functools.partial(_load_worker, settings, prepared, counts)
+
+
+def _check_needs_no_restart(settings: Settings, current: Settings) -> None:
+    """Raises: SettingsError for what the main process goes by, or what other settings are reckoned from."""
+    names = ("sandbox", "host", "port", "workers", "threads", "wechat_timeout_s")
+    changed = [name for name in names if getattr(settings, name) != getattr(current, name)]
+    if changed:
+        raise SettingsError(
+            [f"{PREFIX}{name.removesuffix('_s').upper()} has changed: that takes a restart" for name in changed]
+        )
 
 
 def service_address(settings: Settings) -> str:

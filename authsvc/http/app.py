@@ -26,7 +26,7 @@ def create_app(services: Services) -> Flask:
     install_services(app, services)
     install_request_log(app)
     install_security_headers(app)
-    install_host_check(app, issuer=services.issuer)
+    install_host_check(app, issuer=services.issuer, more=services.hosts)
     if services.cors_origins:
         install_cors(app, services.cors_origins)
     install_problems(app)

@@ -44,7 +44,7 @@ class FastLane:
         if query and (not query.startswith(_QUERY) or "&" in query or "%" in query or "+" in query):
             return self._app(environ, start_response)
         services = self._services
-        if not is_host_of(environ.get("HTTP_HOST", ""), services.issuer):
+        if not is_host_of(environ.get("HTTP_HOST", ""), services.issuer, services.hosts):
             return self._app(environ, start_response)
         authorization = environ.get("HTTP_AUTHORIZATION")
         answer, refused_for = checked(

@@ -20,4 +20,6 @@ def _add(reply: Response) -> Response:
     for name, value in SECURITY_HEADERS.items():
         reply.headers.setdefault(name, value)  # the reference page has a policy of its own
     reply.headers.setdefault("Cache-Control", "no-store")
+    if reply.allow:
+        reply.headers["Allow"] = ", ".join(sorted(reply.allow))  # in one order in every process
     return reply

@@ -7,11 +7,13 @@ import math
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import limits
-from flask import Flask, request
+from flask import Flask
 
 from authsvc.errors import SettingsError
+from authsvc.http.clients import client_address
 
 IN_MEMORY: Final = "memory://"
 
@@ -79,7 +81,7 @@ def install_login_limit(app: Flask, limit: LoginLimit) -> None:
 def client_network() -> str:
     """The address of the client; of IPv6 the network that it is in."""
     try:
-        address = ipaddress.ip_address(request.remote_addr or "")
+        address = ipaddress.ip_address(client_address())
     except ValueError:
         return "unknown"
     if address.version == 4:
@@ -91,7 +93,7 @@ def client_network() -> str:
 
 def _url_for_limits(url: str) -> str:
     scheme, separator, rest = url.partition("://")
-    if url != IN_MEMORY and not (scheme in _SCHEMES and separator and find_spec("redis")):
+    if url != IN_MEMORY and not (scheme in _SCHEMES and find_spec("redis") and _is_whole(url)):
         raise SettingsError(
             [
                 "AUTHSVC_LIMITS_URL is neither memory:// nor the URL of a Redis, alone or behind Sentinels (with "
@@ -99,3 +101,12 @@ def _url_for_limits(url: str) -> str:
             ]
         )
     return scheme.replace("valkey", "redis", 1) + separator + rest  # both are asked through redis-py
+
+
+def _is_whole(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        # An unescaped "#" or "/" in a password ends up here.
+        return bool(parts.hostname) and not parts.fragment and (parts.port or 1) > 0
+    except ValueError:
+        return False

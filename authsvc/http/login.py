@@ -8,6 +8,7 @@ from typing import Annotated, Final
 from flask import Blueprint, request
 from pydantic import BaseModel, ConfigDict, Field
 
+from authsvc.http.clients import client_address
 from authsvc.http.context import note
 from authsvc.http.guards import CODE_PATTERN, place, read_body
 from authsvc.http.replies import LoginReply
@@ -57,4 +58,4 @@ _REFERER: Final = re.compile(r"https://servicewechat\.com/(wx[0-9A-Za-z]{1,62})/
 
 def _caller() -> Caller:
     named = _REFERER.fullmatch(request.headers.get("Referer", ""))
-    return Caller(request.remote_addr or "", named[1] if named else None)
+    return Caller(client_address(), named[1] if named else None)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from functools import cache
+from contextlib import suppress
+from functools import cache, wraps
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, ParamSpec, cast
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
@@ -21,6 +22,7 @@ from prometheus_client.registry import Collector
 
 from authsvc.clock import Clock
 from authsvc.errors import KeysError
+from authsvc.http.metricsfolder import take_up_room
 from authsvc.keyring import Keyring
 from authsvc.keyset import Kind
 from authsvc.store import Store
@@ -33,8 +35,23 @@ _WECHAT_BUCKETS_S: Final = (0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 5.0
 _STORE_BUCKETS_S: Final = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.2, 1.0, 3.0)
 
 
+_P = ParamSpec("_P")
+
+
+def _never_failing(note: Callable[_P, None]) -> Callable[_P, None]:
+    @wraps(note)
+    def noted(*args: _P.args, **kwargs: _P.kwargs) -> None:
+        with suppress(Exception):  # whatever is wrong with the files, it is no reason to refuse anybody
+            note(*args, **kwargs)
+
+    return noted
+
+
 class Metrics:
-    """Thread-safe. `folder` is where the workers count; None: this process counts in memory, for itself."""
+    """Thread-safe. `folder` is where the workers count; None: this process counts in memory, for itself.
+
+    Nothing that is noted fails: a login is not lost for a figure. Raises: OSError if there is no room in the folder.
+    """
 
     content_type: Final = CONTENT_TYPE_LATEST
 
@@ -77,9 +94,17 @@ class Metrics:
             registry=own,
         )
 
+        if folder is not None:
+            # Each kind's file is made now: in the midst of a login is no time to find that there is no room for it.
+            self._wechat.labels("jscode2session")
+            self._down.labels("jscode2session")
+            take_up_room(folder)
+
+    @_never_failing
     def note_request(self, route: str, method: str, status: int) -> None:
         self._request_of(route, method if method in _METHODS else _OTHER, status).inc()
 
+    @_never_failing
     def note_login(self, code: str, wechat_errcode: int | None) -> None:
         """`code` as in the table of problems, or "ok"."""
         errcode = "" if wechat_errcode is None else str(wechat_errcode) if wechat_errcode in KNOWN_ERRCODES else _OTHER
@@ -87,6 +112,7 @@ class Metrics:
         if code == "ok":
             self._issued.inc()
 
+    @_never_failing
     def note_token(self, refused_for: str | None) -> None:
         """`refused_for`: a TokenError's code."""
         if refused_for is None:
@@ -94,6 +120,7 @@ class Metrics:
         else:
             self._refused_for(refused_for).inc()
 
+    @_never_failing
     def note_wechat(self, call: str, took_s: float | None, is_down: bool) -> None:
         """`took_s`: None if WeChat was not asked."""
         if took_s is not None:
@@ -147,7 +174,10 @@ class _TimedStore:
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._store, name)
-        observe = self._histogram.labels(name).observe
+
+        @_never_failing
+        def observe(took_s: float) -> None:
+            self._histogram.labels(name).observe(took_s)
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             began = time.perf_counter()

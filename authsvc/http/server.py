@@ -6,10 +6,12 @@ connection in its queue; its successor is there before it goes, and where that c
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import multiprocessing
 import os
+import select
 import signal
 import socket
 import sys
@@ -24,6 +26,7 @@ from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
 from granian.server.mp import MPServer
 
+from authsvc.errors import AuthsvcError
 from authsvc.http.listener import BACKLOG, Address, bound, is_in_use, refuse_new, waiting
 
 WSGIApp: TypeAlias = Callable[..., Iterable[bytes]]
@@ -105,7 +108,14 @@ def serve(
     if hangup_ends:
         server.signal_handler_reload = server.signal_handler_interrupt  # type: ignore[method-assign]
     server.on_startup(on_listening)
-    server.serve(target_loader=server.load, wrap_loader=False)
+    try:
+        server.serve(target_loader=server.load, wrap_loader=False)
+    except Exception as error:  # noqa: BLE001 - whatever it is
+        # Whoever started this has to see that it ended: granian's threads would keep the process, deaf to signals.
+        _log.error("the main process failed, and ends", exc_info=error)
+        for worker in server.wrks:
+            worker.kill()  # type: ignore[no-untyped-call]
+        os._exit(1)
 
 
 class _Server(MPServer):
@@ -130,13 +140,20 @@ class _Server(MPServer):
         self._on_stopping = on_stopping
         self._ready = _Ready()
         self._pauses: dict[int, float] = {}
+        self._paused: set[int] = set()
+        self.main_loop_interrupt: Any = _Interrupt(self._has_something_to_do)
 
     def load(self) -> WSGIApp:
         """In the worker, as the last thing before it answers."""
         *of_others, own = self._listeners
         for other in of_others:
             other.close()  # or it would go on listening here when that worker is gone
-        app = Leaving(self._load_app())
+        try:
+            app = Leaving(self._load_app())
+        except Exception as error:  # noqa: BLE001 - an unknown one may have a secret in its words
+            _log.error("a worker cannot start: %s", _said_by(error), exc_info=error)
+            logging.shutdown()
+            os._exit(1)
 
         def leave(_number: int, _frame: FrameType | None) -> None:
             app.is_leaving = True
@@ -187,48 +204,67 @@ class _Server(MPServer):
             self._on_ready()  # as before
             return
         before, self._load_app = self._load_app, load_app
-        if not self._respawn_workers(list(range(self.workers)), spawn_target, target_loader):
+        if not all(self._replace(index, spawn_target, target_loader) for index in range(self.workers)):
             self._load_app = before
         self._on_ready()
 
-    def _respawn_workers(  # type: ignore[override]
-        self, workers: list[int], spawn_target: Any, target_loader: Any
-    ) -> bool:
-        """Its own waits a fixed time for the new one, and ends the service when a worker dies twice in a row.
-
-        False if one could not be replaced: it goes on, and so do those after it.
-        """
+    def _respawn_workers(self, workers: list[int], spawn_target: Any, target_loader: Any) -> None:  # type: ignore[override]
+        """Its own ends the service when a worker dies twice in a row."""
         for index in workers:
             old: Any = self.wrks[index]
-            if is_dead := not old.is_alive():
-                self._forget(old)  # first of all: its queue is still open here, and nobody is at it
-                if not self._pause(index, old):
-                    return False
-            new: Any = self._spawn_worker(idx=index, target=spawn_target, callback_loader=target_loader)
-            if is_dead:
-                new.start()
-                self.wrks[index] = new
-                continue
-            new.interrupt_by_parent = True  # it is no crash of the service if this one cannot start
-            new.start()
-            if not self._ready.wait_for(new, within_s=_READY_WITHIN_S, unless=lambda: self.interrupt_signal):
-                if not self.interrupt_signal:
-                    _log.error("a new worker cannot answer; the old one stays")
-                self._end(new)
-                return False
-            self.wrks[index] = new
-            new.interrupt_by_parent = False
-            if not new.is_alive():  # meanwhile, when nobody looked
-                self.interrupt_children.append(index)
-                self.main_loop_interrupt.set()
-            _tell_to_leave(old)
-            time.sleep(_LEAVE_S)
-            self._shut(old)
-            time.sleep(_LAST_CALL_S)
-            self._end(old)
-        return True
+            if not old.is_alive() and self._is_due(index, old):
+                self._replace(index, spawn_target, target_loader)
 
     # ---- our own ----
+
+    def _has_something_to_do(self) -> bool:
+        return bool(self.interrupt_signal or self.reload_signal or self.interrupt_children)
+
+    def _replace(self, index: int, spawn_target: Any, target_loader: Any) -> bool:
+        """False if the old one stays, or if nobody is there and it is tried again later."""
+        old: Any = self.wrks[index]
+        is_dead = not old.is_alive()
+        if is_dead:
+            self._forget(old)  # first of all: its queue is still open here, and nobody is at it
+        try:
+            new: Any = self._spawn_worker(idx=index, target=spawn_target, callback_loader=target_loader)
+            new.interrupt_by_parent = not is_dead  # it is no crash of the service if this one cannot start
+            new.start()
+        except (OSError, RuntimeError) as error:
+            _log.error("no new worker could be made: %s", type(error).__name__)
+            if is_dead:
+                self._try_again(index, after_s=_FIRST_PAUSE_S)
+            return False
+        if is_dead:
+            self.wrks[index] = new
+            return True
+        if not self._ready.wait_for(new, within_s=_READY_WITHIN_S, look=self._look, unless=self._is_ending):
+            if not self.interrupt_signal:
+                _log.error("a new worker cannot answer; the old one stays")
+            self._end(new)
+            return False
+        self.wrks[index] = new
+        new.interrupt_by_parent = False
+        if not new.is_alive():  # meanwhile, when nobody looked
+            self.interrupt_children.append(index)
+            self.main_loop_interrupt.set()
+        _tell_to_leave(old)
+        time.sleep(_LEAVE_S)
+        self._shut(old)
+        time.sleep(_LAST_CALL_S)
+        self._end(old)
+        return True
+
+    def _is_ending(self) -> bool:
+        return bool(self.interrupt_signal)
+
+    def _look(self) -> None:
+        """While the main loop waits for one worker: nobody may be left waiting at another that has died."""
+        workers: list[Any] = self.wrks
+        for worker in workers:
+            if not worker.is_alive():
+                worker.listener.close()
+        time.sleep(_LOOK_EVERY_S)
 
     def _shut(self, *workers: Any) -> None:
         """Let nobody else in, and wait until the worker has accepted who is."""
@@ -239,42 +275,89 @@ class _Server(MPServer):
             time.sleep(_LOOK_EVERY_S)
 
     def _forget(self, worker: Any) -> None:
-        """One that has ended."""
+        """One that has ended; also if it is done already."""
         self._ready.forget(worker)
-        self._listeners.remove(worker.listener)
         worker.listener.close()
-        self._on_worker_end(worker.inner.pid)
+        if worker.listener in self._listeners:
+            self._listeners.remove(worker.listener)
+            self._on_worker_end(worker.inner.pid)
 
     def _end(self, worker: Any) -> None:
         worker.terminate()
+        # The worker itself listens no more. With this copy of its socket open, the kernel would still give it clients.
+        worker.listener.close()
         # Not join(): granian has a thread that waits for it too, and who comes second is told that it still lives.
         give_up_at = time.monotonic() + (self.workers_kill_timeout or 0)
         while worker.is_alive() and time.monotonic() < give_up_at:
-            time.sleep(_LOOK_EVERY_S)
+            self._look()
         if worker.is_alive():
             _log.warning("a worker did not stop in time and is killed")
             worker.kill()
             worker.join()
         self._forget(worker)
 
-    def _pause(self, index: int, old: Any) -> bool:
-        """Before the successor of one that died young. False: the service ends meanwhile."""
+    def _is_due(self, index: int, old: Any) -> bool:
+        """Whether the successor of a dead worker is to come now; if not, it is tried again after a pause."""
+        if index in self._paused:
+            self._paused.discard(index)
+            return True
         if time.monotonic() - old.birth > _SOON_S:
             self._pauses.pop(index, None)
             return True
         pause_s = self._pauses.get(index, 0.0)
         self._pauses[index] = min(max(_FIRST_PAUSE_S, 2 * pause_s), _LONGEST_PAUSE_S)
-        give_up_at = time.monotonic() + pause_s
-        while time.monotonic() < give_up_at:
-            if self.interrupt_signal:
-                return False
-            time.sleep(_LOOK_EVERY_S)
-        return True
+        if not pause_s:
+            return True
+        self._forget(old)
+        self._try_again(index, after_s=pause_s)
+        return False
+
+    def _try_again(self, index: int, *, after_s: float) -> None:
+        def is_time() -> None:
+            self._paused.add(index)
+            self.interrupt_children.append(index)
+            self.main_loop_interrupt.set()
+
+        timer = threading.Timer(after_s, is_time)
+        timer.daemon = True
+        timer.start()
 
     def _say_when_ready(self) -> None:
-        workers = list(self.wrks)
-        if all(self._ready.wait_for(worker, within_s=float("inf")) for worker in workers):
-            self._on_ready()
+        while not self.interrupt_signal:
+            workers = list(self.wrks)
+            if all(self._ready.wait_for(worker, within_s=1.0) for worker in workers) and workers == self.wrks:
+                self._on_ready()
+                return
+            time.sleep(_LOOK_EVERY_S)
+
+
+class _Interrupt:
+    """In place of the Event that granian's signal handlers set.
+
+    They meet the main thread anywhere, and an Event that is set while it is being set or waited for takes its lock
+    twice.
+    """
+
+    def __init__(self, is_wanted: Callable[[], bool]) -> None:
+        """`is_wanted`: what came while somebody cleared it is not lost."""
+        self._is_wanted = is_wanted
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._reader, False)
+        os.set_blocking(self._writer, False)
+
+    def set(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # it is full of them
+            os.write(self._writer, b"!")
+
+    def clear(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self._reader, 4_096):
+                pass
+        if self._is_wanted():
+            self.set()
+
+    def wait(self) -> None:
+        select.select([self._reader], [], [])
 
 
 class Leaving:
@@ -310,8 +393,15 @@ class _Ready:
         """One that has ended: another may get its number."""
         self._said.discard(worker.inner.pid)
 
-    def wait_for(self, worker: Any, *, within_s: float, unless: Callable[[], bool] = lambda: False) -> bool:
-        """False if it has ended, or if that takes too long."""
+    def wait_for(
+        self,
+        worker: Any,
+        *,
+        within_s: float,
+        look: Callable[[], None] = lambda: time.sleep(_LOOK_EVERY_S),
+        unless: Callable[[], bool] = lambda: False,
+    ) -> bool:
+        """False if it has ended, or if that takes too long. `look` is called again and again meanwhile."""
         give_up_at = time.monotonic() + within_s
         while True:
             with self._lock:
@@ -321,7 +411,7 @@ class _Ready:
                     return True
             if not worker.is_alive() or time.monotonic() > give_up_at or unless():
                 return False
-            time.sleep(_LOOK_EVERY_S)
+            look()
 
 
 def _hold_signals() -> None:
@@ -334,7 +424,12 @@ def _release_signals() -> None:
 
 def _tell_to_leave(worker: Any) -> None:
     if worker.is_alive():
-        os.kill(worker.inner.pid, signal.SIGUSR1)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker.inner.pid, signal.SIGUSR1)
+
+
+def _said_by(error: Exception) -> str:
+    return str(error) if isinstance(error, AuthsvcError) else type(error).__name__
 
 
 def _begin_worker() -> None:

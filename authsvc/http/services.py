@@ -72,6 +72,7 @@ class Services:
     service_token_digests: tuple[bytes, ...]  # SHA-256
     trusted_proxies: int
     issuer: str
+    hosts: tuple[str, ...]  # names besides the issuer's
     cors_origins: tuple[str, ...]
     clock: Clock
     access_log: AccessLog

@@ -106,6 +106,7 @@ def test_an_origin_that_only_looks_like_a_named_one_is_none(origin: str) -> None
         f"{ISSUER.removeprefix('https://')}.",
         *("localhost:3000", "127.0.0.1", "10.1.2.3:3000", "[2001:db8::1]:3000", "authsvc", "authsvc:3000"),
         *("authsvc.prod.svc.cluster.local", "authsvc.prod.svc", "auth.corp.internal", "login.local"),
+        *("auth.lan", "auth.home.arpa", "authsvc.service.consul"),
     ],
 )
 def test_the_issuers_name_an_address_and_a_private_name_are_this_service(host: str) -> None:
@@ -120,11 +121,17 @@ def test_the_issuers_name_an_address_and_a_private_name_are_this_service(host: s
         *("xlocal.evil", "1.2.3.4.5", "[::1", "local.evil.example"),
     ],
 )
-def test_another_public_name_is_refused_but_to_probes(host: str) -> None:
+def test_another_public_name_is_refused_but_to_probes_and_verifiers(host: str) -> None:
     client = FakeService().client()
-    for path in ("/checklogin", "/.well-known/jwks.json", "/docs", "/nowhere"):
+    for path in ("/checklogin", "/docs", "/nowhere"):
         reply = client.get(path, headers={"Host": host})
         assert (reply.status_code, reply.get_json()["code"]) == (421, "misdirected_request")
         assert host not in reply.text
-    assert client.get("/healthz", headers={"Host": host}).status_code == 200
-    assert client.get("/readyz", headers={"Host": host}).status_code == 200
+    for path in ("/healthz", "/readyz", "/.well-known/jwks.json", "/.well-known/openid-configuration"):
+        assert client.get(path, headers={"Host": host}).status_code == 200
+
+
+def test_a_name_that_operators_name_is_this_service_too() -> None:
+    client = FakeService(hosts=("api.example.net",)).client()
+    assert client.get("/checklogin", headers={"Host": "api.example.net:443"}).status_code == 200
+    assert client.get("/checklogin", headers={"Host": "api.example.org"}).status_code == 421

@@ -81,6 +81,17 @@ def test_behind_a_trusted_proxy_its_clients_are_told_apart() -> None:
     assert log_in(client, "127.0.0.1", **{"X-Forwarded-For": "203.0.113.2"}).status_code == 200
 
 
+@pytest.mark.parametrize(
+    "forms",
+    [("203.0.113.1:4444", "203.0.113.1:5555", "203.0.113.1"), ("[2001:db8::1]:1", "[2001:db8::2]", "2001:db8::3")],
+)
+def test_the_port_that_some_proxies_write_is_no_part_of_the_address(forms: tuple[str, ...]) -> None:
+    client = FakeService(login_limit=TWO_A_DAY, trusted_proxies=1).client()
+    statuses = [log_in(client, "127.0.0.1", **{"X-Forwarded-For": form}).status_code for form in forms]
+    assert statuses == [200, 200, 429]
+    assert log_in(client, "127.0.0.1", **{"X-Forwarded-For": "203.0.113.2:4444"}).status_code == 200
+
+
 def test_without_a_trusted_proxy_nobody_is_another_client_by_saying_so() -> None:
     client = FakeService(login_limit=TWO_A_DAY).client()
     statuses = [log_in(client, **{"X-Forwarded-For": f"198.51.100.{number}"}).status_code for number in range(3)]

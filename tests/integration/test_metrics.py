@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Final
@@ -10,8 +11,10 @@ from typing import Final
 import pytest
 import requests
 
+from authsvc.errors import CannotCount
+from authsvc.http.metricsfolder import metrics_folder
 from tests.support.processes import children, until
-from tests.support.service import Running, Service, service
+from tests.support.service import Running, Service, service, wait_for
 
 OPS_TOKEN: Final = "ops-token-of-an-operator"
 SOON_S: Final = 30
@@ -44,6 +47,38 @@ def test_whichever_worker_answers_tells_of_all_and_what_a_dead_one_counted_is_ke
         assert found[0]['authsvc_wechat_call_seconds_count{call="jscode2session"}'] == 13
         assert found[0]["authsvc_signing_key_age_seconds"] >= 0
         assert 0 < found[0]["authsvc_next_rotation_seconds"] <= 2_592_000
+
+
+def test_a_login_does_not_fail_because_where_the_workers_count_is_gone(
+    tmp_path: Path, wechat: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    with service(tmp_path, wechat_url=wechat.url, OPS_TOKEN=OPS_TOKEN) as it:
+        (folder,) = temporary.iterdir()
+        shutil.rmtree(folder)
+        assert it.log_in().status_code == 200
+        assert it.check("x")["reason"] == "malformed"
+        (worker,) = children(it.process.pid)
+        os.kill(worker, signal.SIGKILL)
+        until(lambda: children(it.process.pid) not in ([], [worker]), within_s=SOON_S)
+        wait_for(f"{it.url}/healthz", it.process, it.log)
+        it.token()
+        assert scraped(it)["authsvc_tokens_issued_total"] == 1  # of the new worker, in a new folder
+
+
+def test_without_a_place_for_temporary_files_the_service_starts_where_no_figures_are_wanted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def none(*_args: object, **_kwargs: object) -> str:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr("tempfile.mkdtemp", none)
+    with metrics_folder(is_needed=False) as folder:
+        assert folder is None
+    with pytest.raises(CannotCount, match="set TMPDIR"), metrics_folder(is_needed=True):
+        pass
 
 
 def test_a_reload_brings_the_route_and_takes_it_away(tmp_path: Path, wechat: Running) -> None:

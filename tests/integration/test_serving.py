@@ -13,11 +13,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
 import jwt
 import pytest
+import requests
 
 from tests.support.load import load
 from tests.support.processes import children, until
@@ -91,6 +93,89 @@ def test_a_worker_that_is_killed_again_and_again_takes_nobody_with_it(tmp_path: 
         assert it.stop() == 0
 
 
+def test_a_slow_request_at_an_old_worker_keeps_no_new_client_waiting(tmp_path: Path, wechat: Running) -> None:
+    with service(tmp_path, wechat_url=wechat.url, WORKERS="2", WECHAT_TIMEOUT="8") as it:
+        before = workers_of(it)
+        codes = [it.mint(f"user-{number}", fault="delay", delay_s=6) for number in range(6)]
+        with ThreadPoolExecutor(len(codes)) as pool:
+            slow = [pool.submit(requests.post, f"{it.url}/login", json={"code": code}, timeout=30) for code in codes]
+            time.sleep(0.5)
+            it.process.send_signal(signal.SIGHUP)
+            until(lambda: workers_of(it) - before, within_s=SOON_S)
+            # Nobody waits for a second attempt of TCP's, a second or more, while the old workers have work to do.
+            waited = []
+            while not all(one.done() for one in slow):
+                began = time.monotonic()
+                assert ask(it.url).startswith(b"HTTP/1.1 200")
+                waited.append(time.monotonic() - began)
+                time.sleep(0.02)
+            assert {one.result().status_code for one in slow} == {200}
+        wait_for_reload(it, before=before)
+        assert sum(took > 0.9 for took in waited) <= 8  # in the moment in which an old one is shut
+        assert len(waited) > 20
+
+
+def test_a_signal_that_meets_another_is_not_lost(tmp_path: Path) -> None:
+    port = free_port()
+    with running(
+        [sys.executable, "-c", SERVER.replace("lambda: broken", "lambda: None"), str(port)],
+        log=tmp_path / "log",
+        cwd=Path.cwd(),
+        environment=clean_environment(),
+        url=f"http://127.0.0.1:{port}",
+        probe="/",
+    ) as it:
+        for _ in range(2_000):
+            it.process.send_signal(signal.SIGHUP)
+        assert it.stop() == 0
+
+
+def test_the_service_goes_on_while_no_process_can_be_made(tmp_path: Path) -> None:
+    port = free_port()
+    program = SERVER.replace("import logging, os, sys", FORK_FAILS)
+    with running(
+        [sys.executable, "-c", program, str(port)],
+        log=tmp_path / "log",
+        cwd=Path.cwd(),
+        environment=clean_environment(),
+        url=f"http://127.0.0.1:{port}",
+        probe="/",
+    ) as it:
+        before = workers_of(it)
+        os.kill(min(before), signal.SIGKILL)
+        until(lambda: "no new worker could be made" in it.output(), within_s=SOON_S)
+        until(lambda: len(now := workers_of(it)) == 2 and min(before) not in now, within_s=SOON_S)
+        assert it.stop() == 0
+
+
+def test_a_worker_that_dies_while_the_service_starts_does_not_keep_it_from_being_ready(tmp_path: Path) -> None:
+    port = free_port()
+    program = SERVER.replace("    lambda: app,", f"    lambda: once_dead({str(tmp_path / 'died')!r}),")
+    with running(
+        [sys.executable, "-c", program, str(port)],
+        log=tmp_path / "log",
+        cwd=Path.cwd(),
+        environment=clean_environment(),
+        url=f"http://127.0.0.1:{port}",
+        probe="/",
+    ) as it:
+        until(lambda: it.output().count("READY") == 1, within_s=SOON_S)
+        assert (tmp_path / "died").exists()
+        assert it.stop() == 0
+
+
+def test_an_unknown_fault_at_the_start_of_a_worker_is_told_without_its_words(tmp_path: Path) -> None:
+    port = free_port()
+    program = SERVER.replace("    lambda: app,", "    lambda: secretive(),")
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen([sys.executable, "-c", program, str(port)], stdout=log, stderr=log)
+    try:
+        until(lambda: "a worker cannot start: ValueError" in (tmp_path / "log").read_text(), within_s=SOON_S)
+    finally:
+        process.terminate()
+        process.wait(SOON_S)
+
+
 # ---- SIGHUP -------------------------------------------------------------------------------------
 
 
@@ -111,6 +196,8 @@ def test_a_reload_takes_new_settings(tmp_path: Path, wechat: Running) -> None:
     [
         ("AUTHSVC_AUDIENCE=\x07\n", "AUTHSVC_AUDIENCE"),
         ("AUTHSVC_STORE=sqlite:////nowhere/at/all.db\n", "cannot make"),
+        ("AUTHSVC_THREADS=32\n", "AUTHSVC_THREADS has changed: that takes a restart"),
+        ("AUTHSVC_WECHAT_TIMEOUT=30\n", "AUTHSVC_WECHAT_TIMEOUT has changed: that takes a restart"),
     ],
 )
 def test_a_reload_with_settings_that_cannot_be_used_is_refused_and_changes_nothing(
@@ -126,14 +213,19 @@ def test_a_reload_with_settings_that_cannot_be_used_is_refused_and_changes_nothi
         assert it.log_in().status_code == 200
 
 
-def test_what_only_a_restart_changes_is_said_at_a_reload(tmp_path: Path, wechat: Running) -> None:
-    with service(tmp_path, wechat_url=wechat.url, WORKERS="1") as it:
-        before = workers_of(it)
-        (tmp_path / ".env").write_text("AUTHSVC_THREADS=32\n")
-        it.process.send_signal(signal.SIGHUP)
-        wait_for_reload(it, before=before)
-        assert "AUTHSVC_THREADS" in it.output()
+FORK_FAILS: Final = """import errno, logging, os, sys
 
+forks = []
+fork = os.fork
+
+def failing():
+    forks.append(1)
+    if len(forks) == 3:  # two workers, and then
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+    return fork()
+
+os.fork = failing
+"""
 
 SERVER: Final = """
 import logging, os, sys
@@ -146,6 +238,16 @@ def app(environ, start_response):
 
 def broken():
     raise RuntimeError("no app")
+
+def secretive():
+    raise ValueError("SECRETMARKER")
+
+def once_dead(mark):
+    try:
+        os.close(os.open(mark, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return app
+    os._exit(1)
 
 logging.basicConfig(stream=sys.stderr, level=logging.INFO)
 serve(

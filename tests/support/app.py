@@ -119,6 +119,7 @@ class FakeService:
     users_at_work: UsersAtWork = field(default_factory=UsersAtWork)
     service_tokens: tuple[str, ...] = (SERVICE_TOKEN,)
     trusted_proxies: int = 0
+    hosts: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
     keys_are_current: bool = True
     login_limit: LoginLimit | None = None
@@ -177,6 +178,7 @@ class FakeService:
             service_token_digests=tuple(hashlib.sha256(text.encode()).digest() for text in self.service_tokens),
             trusted_proxies=self.trusted_proxies,
             issuer=ISSUER,
+            hosts=self.hosts,
             cors_origins=self.cors_origins,
             clock=self.clock,
             access_log=self.access_log,

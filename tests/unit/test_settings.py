@@ -352,3 +352,9 @@ def test_a_token_of_operators_that_is_none_is_refused_without_being_repeated(tok
     problems = _problems(REAL | {"AUTHSVC_OPS_TOKEN": token})
     assert "AUTHSVC_OPS_TOKEN is 20 to 256 visible characters" in problems
     assert token not in problems
+
+
+def test_more_names_of_the_service_are_names_and_nothing_else() -> None:
+    assert _load(REAL | {"AUTHSVC_HOSTS": "a.example.org, b"}).hosts == ("a.example.org", "b")
+    for bad in ("https://a.example", "A.example", "a.example:443", "*", ".example"):
+        assert "AUTHSVC_HOSTS" in _problems(REAL | {"AUTHSVC_HOSTS": bad})
