@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import re
 import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -24,6 +23,7 @@ from authsvc.keyring import Keyring
 from authsvc.keyset import Keyset, Kind
 from authsvc.rotation import has_ended_part, needs_tick, tick
 
+_STOP_WITHIN_S: Final = 3.0
 LOOK_EVERY_S: Final = 1.0
 
 # What fails is said at once, and then once a minute.
@@ -80,6 +80,8 @@ class KeyKeeper:
         self._steady_at = 0.0
         self._problem: str | None = None
         self._said: dict[str, tuple[str, float]] = {}
+        self._thread: threading.Thread | None = None
+        self._is_over = threading.Event()
 
     def current(self) -> Keyring:
         """The keys of the newest manifest that was whole when this process looked."""
@@ -92,7 +94,15 @@ class KeyKeeper:
 
     def start(self) -> None:
         """Look once a second from now on, in a thread that ends with the process. After a fork, not before."""
-        threading.Thread(target=self._run, name="authsvc-keys", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name="authsvc-keys", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Look no more. A look that is under way is waited for, three seconds at most: a process that ends in the midst
+        of a change leaves its journal for the next command."""
+        self._is_over.set()
+        if self._thread is not None:
+            self._thread.join(_STOP_WITHIN_S)
 
     def look(self) -> None:
         """Take over a newer manifest, and do what is due. Never raises what the folder or the store may do."""
@@ -103,12 +113,12 @@ class KeyKeeper:
             self._reload()
 
     def _run(self) -> None:
-        while True:
+        while not self._is_over.is_set():
             try:
                 self.look()
             except Exception as error:  # noqa: BLE001 - a keeper that has died would leave the worker with its keys
                 self._say("unexpected_error", type(error).__name__, exc_info=error)
-            time.sleep(LOOK_EVERY_S)
+            self._is_over.wait(LOOK_EVERY_S)
 
     # ---- reload ----
 

@@ -8,6 +8,7 @@ import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.util import Finalize
 from pathlib import Path
 from threading import BoundedSemaphore
 from typing import TYPE_CHECKING, Final
@@ -156,6 +157,8 @@ def build_app(settings: Settings, *, inherited: Prepared | None, metrics_folder:
     keeper.look()
     wait_for_fit_keys(keeper, folder, store, sleep=time.sleep)
     keeper.start()
+    # A worker is a process of multiprocessing, which passes over atexit.
+    Finalize(None, keeper.stop, exitpriority=10)
     Purger(store, clock=clock, random_bytes=os.urandom, sleep=time.sleep).start()
     metrics = _metrics(metrics_folder, keeper.current, settings, clock)
     if metrics is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -349,7 +350,7 @@ def test_a_fault_of_its_own_does_not_end_the_keeper(keeper: KeyKeeper, monkeypat
         raise RuntimeError("a fault")
 
     monkeypatch.setattr(keeper, "look", broken)
-    monkeypatch.setattr("authsvc.keeper.time.sleep", lambda _: None)
+    monkeypatch.setattr("authsvc.keeper.LOOK_EVERY_S", 0.0)
     with structlog.testing.capture_logs() as logs, pytest.raises(SystemExit):
         keeper._run()
     assert len(looks) == 3
@@ -566,3 +567,29 @@ def test_a_clock_that_is_corrected_by_less_than_the_skew_stops_nothing(
     clock.set_by += 60
     keeper.look()
     assert folder.keyset().generation == 2
+
+
+def test_who_stops_it_waits_for_a_change_that_is_under_way_and_there_is_none_after_it(
+    keeper: KeyKeeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, may_end, ended = threading.Event(), threading.Event(), threading.Event()
+    looks: list[int] = []
+
+    def look(_self: KeyKeeper) -> None:
+        looks.append(1)
+        begun.set()
+        may_end.wait(30)
+        ended.set()
+
+    monkeypatch.setattr(KeyKeeper, "look", look)
+    keeper.start()
+    assert begun.wait(30)
+    threading.Timer(0.05, may_end.set).start()
+    keeper.stop()
+    assert ended.is_set()
+    assert "authsvc-keys" not in [thread.name for thread in threading.enumerate()]
+    assert looks == [1]
+
+
+def test_one_that_was_never_started_is_stopped_at_once(keeper: KeyKeeper) -> None:
+    keeper.stop()
