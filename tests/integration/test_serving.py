@@ -28,6 +28,21 @@ from tests.support.service import Running, Service, clean_environment, free_port
 SOON_S: Final = 30
 
 
+@contextlib.contextmanager
+def serving(program: str, folder: Path) -> Iterator[Running]:
+    """The server alone, as a program of its own has it: see SERVER."""
+    port = free_port()
+    with running(
+        [sys.executable, "-c", program, str(port)],
+        log=folder / "log",
+        cwd=Path.cwd(),
+        environment=clean_environment(),
+        url=f"http://127.0.0.1:{port}",
+        probe="/",
+    ) as it:
+        yield it
+
+
 def workers_of(it: Running) -> set[int]:
     return set(children(it.process.pid))
 
@@ -42,6 +57,59 @@ def ask(url: str, path: str = "/healthz") -> bytes:
     with socket.create_connection((host, int(port)), timeout=SOON_S) as connection:
         connection.sendall(f"GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n".encode())
         return connection.recv(4096)
+
+
+FORK_FAILS: Final = """import errno, logging, os, sys
+
+forks = []
+fork = os.fork
+
+def failing():
+    forks.append(1)
+    if len(forks) == 3:  # two workers, and then
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+    return fork()
+
+os.fork = failing
+"""
+
+SERVER: Final = """
+import logging, os, sys
+from authsvc.http.listener import free_address
+from authsvc.http.server import serve
+
+def app(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [str(os.getpid()).encode()]
+
+def broken():
+    raise RuntimeError("no app")
+
+def secretive():
+    raise ValueError("SECRETMARKER")
+
+def once_dead(mark):
+    try:
+        os.close(os.open(mark, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return app
+    os._exit(1)
+
+logging.basicConfig(stream=sys.stderr, level=logging.INFO)
+serve(
+    lambda: app,
+    address=free_address("127.0.0.1", int(sys.argv[1])),
+    workers=2,
+    threads=4,
+    stop_within_s=5,
+    on_listening=lambda: None,
+    on_ready=lambda: print("READY", file=sys.stderr, flush=True),
+    on_reload=lambda: broken,
+    on_stopping=lambda: None,
+    on_worker_end=lambda _pid: None,
+    hangup_ends=False,
+)
+"""
 
 
 # ---- under load ---------------------------------------------------------------------------------
@@ -116,31 +184,15 @@ def test_a_slow_request_at_an_old_worker_keeps_no_new_client_waiting(tmp_path: P
 
 
 def test_a_signal_that_meets_another_is_not_lost(tmp_path: Path) -> None:
-    port = free_port()
-    with running(
-        [sys.executable, "-c", SERVER.replace("lambda: broken", "lambda: None"), str(port)],
-        log=tmp_path / "log",
-        cwd=Path.cwd(),
-        environment=clean_environment(),
-        url=f"http://127.0.0.1:{port}",
-        probe="/",
-    ) as it:
+    with serving(SERVER.replace("lambda: broken", "lambda: None"), tmp_path) as it:
         for _ in range(2_000):
             it.process.send_signal(signal.SIGHUP)
         assert it.stop() == 0
 
 
 def test_the_service_goes_on_while_no_process_can_be_made(tmp_path: Path) -> None:
-    port = free_port()
     program = SERVER.replace("import logging, os, sys", FORK_FAILS)
-    with running(
-        [sys.executable, "-c", program, str(port)],
-        log=tmp_path / "log",
-        cwd=Path.cwd(),
-        environment=clean_environment(),
-        url=f"http://127.0.0.1:{port}",
-        probe="/",
-    ) as it:
+    with serving(program, tmp_path) as it:
         before = workers_of(it)
         os.kill(min(before), signal.SIGKILL)
         until(lambda: "no new worker could be made" in it.output(), within_s=SOON_S)
@@ -149,16 +201,8 @@ def test_the_service_goes_on_while_no_process_can_be_made(tmp_path: Path) -> Non
 
 
 def test_a_worker_that_dies_while_the_service_starts_does_not_keep_it_from_being_ready(tmp_path: Path) -> None:
-    port = free_port()
     program = SERVER.replace("    lambda: app,", f"    lambda: once_dead({str(tmp_path / 'died')!r}),")
-    with running(
-        [sys.executable, "-c", program, str(port)],
-        log=tmp_path / "log",
-        cwd=Path.cwd(),
-        environment=clean_environment(),
-        url=f"http://127.0.0.1:{port}",
-        probe="/",
-    ) as it:
+    with serving(program, tmp_path) as it:
         until(lambda: it.output().count("READY") == 1, within_s=SOON_S)
         assert (tmp_path / "died").exists()
         assert it.stop() == 0
@@ -213,69 +257,8 @@ def test_a_reload_with_settings_that_cannot_be_used_is_refused_and_changes_nothi
         assert it.log_in().status_code == 200
 
 
-FORK_FAILS: Final = """import errno, logging, os, sys
-
-forks = []
-fork = os.fork
-
-def failing():
-    forks.append(1)
-    if len(forks) == 3:  # two workers, and then
-        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
-    return fork()
-
-os.fork = failing
-"""
-
-SERVER: Final = """
-import logging, os, sys
-from authsvc.http.listener import free_address
-from authsvc.http.server import serve
-
-def app(environ, start_response):
-    start_response("200 OK", [("Content-Type", "text/plain")])
-    return [str(os.getpid()).encode()]
-
-def broken():
-    raise RuntimeError("no app")
-
-def secretive():
-    raise ValueError("SECRETMARKER")
-
-def once_dead(mark):
-    try:
-        os.close(os.open(mark, os.O_CREAT | os.O_EXCL))
-    except FileExistsError:
-        return app
-    os._exit(1)
-
-logging.basicConfig(stream=sys.stderr, level=logging.INFO)
-serve(
-    lambda: app,
-    address=free_address("127.0.0.1", int(sys.argv[1])),
-    workers=2,
-    threads=4,
-    stop_within_s=5,
-    on_listening=lambda: None,
-    on_ready=lambda: print("READY", file=sys.stderr, flush=True),
-    on_reload=lambda: broken,
-    on_stopping=lambda: None,
-    on_worker_end=lambda _pid: None,
-    hangup_ends=False,
-)
-"""
-
-
 def test_workers_stay_whose_successors_cannot_start(tmp_path: Path) -> None:
-    port = free_port()
-    with running(
-        [sys.executable, "-c", SERVER, str(port)],
-        log=tmp_path / "log",
-        cwd=Path.cwd(),
-        environment=clean_environment(),
-        url=f"http://127.0.0.1:{port}",
-        probe="/",
-    ) as it:
+    with serving(SERVER, tmp_path) as it:
         until(lambda: it.output().count("READY") == 1, within_s=SOON_S)
         before = workers_of(it)
         it.process.send_signal(signal.SIGHUP)
