@@ -232,6 +232,7 @@ class _Server(MPServer):
             new.start()
         except (OSError, RuntimeError) as error:
             _log.error("no new worker could be made: %s", type(error).__name__)
+            self._close_unused()
             if is_dead:
                 self._try_again(index, after_s=_FIRST_PAUSE_S)
             return False
@@ -254,6 +255,14 @@ class _Server(MPServer):
         time.sleep(_LAST_CALL_S)
         self._end(old)
         return True
+
+    def _close_unused(self) -> None:
+        """Sockets of workers that never came to be."""
+        workers: list[Any] = self.wrks
+        used = [worker.listener for worker in workers]
+        for listener in [one for one in self._listeners if one not in used]:
+            listener.close()
+            self._listeners.remove(listener)
 
     def _is_ending(self) -> bool:
         return bool(self.interrupt_signal)

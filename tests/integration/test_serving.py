@@ -59,7 +59,7 @@ def ask(url: str, path: str = "/healthz") -> bytes:
         return connection.recv(4096)
 
 
-FORK_FAILS: Final = """import errno, logging, os, sys
+FORK_FAILS: Final = """import errno, os, sys
 
 forks = []
 fork = os.fork
@@ -74,9 +74,10 @@ os.fork = failing
 """
 
 SERVER: Final = """
-import logging, os, sys
+import os, sys
 from authsvc.http.listener import free_address
 from authsvc.http.server import serve
+from authsvc.telemetry import configure_logging
 
 def app(environ, start_response):
     start_response("200 OK", [("Content-Type", "text/plain")])
@@ -95,7 +96,7 @@ def once_dead(mark):
         return app
     os._exit(1)
 
-logging.basicConfig(stream=sys.stderr, level=logging.INFO)
+configure_logging(sys.stderr)
 serve(
     lambda: app,
     address=free_address("127.0.0.1", int(sys.argv[1])),
@@ -191,7 +192,7 @@ def test_a_signal_that_meets_another_is_not_lost(tmp_path: Path) -> None:
 
 
 def test_the_service_goes_on_while_no_process_can_be_made(tmp_path: Path) -> None:
-    program = SERVER.replace("import logging, os, sys", FORK_FAILS)
+    program = SERVER.replace("import os, sys", FORK_FAILS)
     with serving(program, tmp_path) as it:
         before = workers_of(it)
         os.kill(min(before), signal.SIGKILL)
@@ -218,6 +219,7 @@ def test_an_unknown_fault_at_the_start_of_a_worker_is_told_without_its_words(tmp
     finally:
         process.terminate()
         process.wait(SOON_S)
+    assert "SECRETMARKER" not in (tmp_path / "log").read_text()
 
 
 # ---- SIGHUP -------------------------------------------------------------------------------------
