@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from flask.testing import FlaskClient
+from prometheus_client import Counter, Histogram
 
 from authsvc.errors import CodeInvalid, StoreUnavailable, WeChatError
 from authsvc.http.metrics import Metrics
@@ -151,3 +152,20 @@ def test_of_a_worker_that_has_ended_what_it_counted_stays_and_its_state_does_not
         (tmp_path / name).touch()
     forget_worker(tmp_path, 7)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["counter_7.db", "gauge_livemax_77.db", "histogram_7.db"]
+
+
+def test_nobody_is_refused_because_a_figure_cannot_be_kept(it: FakeService, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert it.metrics is not None
+    it.store = it.metrics.timed(it.store)
+    client = it.client()
+
+    def broken(*_args: object, **_kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    for kind in (Counter, Histogram):
+        monkeypatch.setattr(kind, "labels", broken)
+    for name in ("_request_of", "_refused_for"):
+        monkeypatch.setattr(it.metrics, name, broken)
+    assert client.post("/login", json={"code": "a"}).status_code == 200
+    assert client.get("/checklogin").get_json()["reason"] == "missing"
+    it.metrics.note_wechat("jscode2session", 0.1, False)
