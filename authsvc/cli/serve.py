@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import click
 import structlog
@@ -21,9 +21,12 @@ from authsvc import demo as demo_steps
 from authsvc.cli.shared import DOTENV, console, plain_errors
 from authsvc.clock import SystemClock
 from authsvc.errors import AuthsvcError, SettingsError
+from authsvc.http.fastlane import FastLane
+from authsvc.http.gateway import Gateway
 from authsvc.http.listener import free_address
 from authsvc.http.metricsfolder import forget_worker, metrics_folder
-from authsvc.http.server import LoadApp
+from authsvc.http.operations import longest_body
+from authsvc.http.server import LoadGateway
 from authsvc.http.server import serve as serve_http
 from authsvc.http.systemd import Notifier
 from authsvc.sandbox.process import SandboxProcess, noted_addresses
@@ -84,7 +87,6 @@ def serve(or_sandbox: bool, workers: int | None, threads: int | None) -> None:
             functools.partial(_load_worker, settings, prepared, counts),
             address=address,
             workers=settings.workers,
-            threads=settings.threads,
             # Longer than a login may take: what was accepted is answered.
             stop_within_s=settings.wechat_timeout_s + 5,
             on_listening=lambda: _announce(settings, prepared.said),
@@ -126,15 +128,21 @@ def service_settings(*, or_sandbox: bool) -> Settings:
     return load_settings(os.environ, dotenv=DOTENV, cores=cores, or_sandbox=or_sandbox)
 
 
-def _load_worker(settings: Settings, inherited: Prepared, counts: Path | None) -> Any:
+def _load_worker(settings: Settings, inherited: Prepared, counts: Path | None) -> Gateway:
     configure_logging(sys.stderr)
     # The server copies the environment into every WSGI request; our settings have been read, the rest needs no secrets.
     for name in [name for name in os.environ if name.startswith("AUTHSVC_")]:
         del os.environ[name]
-    return build_app(settings, inherited=inherited, metrics_folder=counts if settings.ops_token else None)
+    app = build_app(settings, inherited=inherited, metrics_folder=counts if settings.ops_token else None)
+    return Gateway(
+        app,
+        threads=settings.threads,
+        longest_body=longest_body,
+        at_once=app.wsgi_app.at_once if isinstance(app.wsgi_app, FastLane) else None,
+    )
 
 
-def _reloaded(current: Settings, notifier: Notifier, counts: Path | None, *, or_sandbox: bool) -> LoadApp | None:
+def _reloaded(current: Settings, notifier: Notifier, counts: Path | None, *, or_sandbox: bool) -> LoadGateway | None:
     """What new workers are made of; None, and a line in the log, if the settings cannot be used."""
     notifier.reloading()
     try:

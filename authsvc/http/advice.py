@@ -30,6 +30,7 @@ ADVICE: Final[Mapping[str, str]] = MappingProxyType(
         "ops_token_invalid": "Send the operators' token as `Authorization: Bearer`.",
         "not_found": "Mend the path. Nothing here redirects.",
         "method_not_allowed": "Use one of the methods that Allow names.",
+        "request_timeout": "Send it again. After a login call wx.login() first.",
         "session_key_gone": "Log in again, then ask WeChat for the data anew.",
         "payload_too_large": "Send less.",
         "unsupported_media_type": "Send `application/json` or `application/x-www-form-urlencoded`.",

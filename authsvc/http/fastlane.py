@@ -6,7 +6,7 @@ What it does not know at a glance it leaves to Flask. Both use the same function
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import count
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ from authsvc.http.hosts import is_host_of
 from authsvc.http.services import Services
 
 WSGIApp = Callable[..., Iterable[bytes]]
+Answer = tuple[list[tuple[str, str]], bytes]
 
 _QUERY: Final = "token="
 _HEADERS: Final = [
@@ -37,16 +38,29 @@ class FastLane:
         self._numbers = count(secrets.randbits(62))
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        if environ["PATH_INFO"] != PATH or environ["REQUEST_METHOD"] != "GET" or not self._is_open:
+        answer = self.at_once(
+            environ["REQUEST_METHOD"], environ["PATH_INFO"], environ.get("QUERY_STRING", ""), headers=environ
+        )
+        if answer is None:
             return self._app(environ, start_response)
-        query = environ.get("QUERY_STRING", "")
+        headers, body = answer
+        start_response("200 OK", headers)
+        return [body]
+
+    def at_once(self, method: str, path: str, query: str, *, headers: Mapping[str, str]) -> Answer | None:
+        """The headers and the body of a 200, or None where the app is to answer.
+
+        `headers` are named as in a WSGI environ. Waits for nothing.
+        """
+        if path != PATH or method != "GET" or not self._is_open:
+            return None
         # Any of these means more than one parameter, or one that is written in another way than it is meant.
         if query and (not query.startswith(_QUERY) or "&" in query or "%" in query or "+" in query):
-            return self._app(environ, start_response)
+            return None
         services = self._services
-        if not is_host_of(environ.get("HTTP_HOST", ""), services.issuer, services.hosts):
-            return self._app(environ, start_response)
-        authorization = environ.get("HTTP_AUTHORIZATION")
+        if not is_host_of(headers.get("HTTP_HOST", ""), services.issuer, services.hosts):
+            return None
+        authorization = headers.get("HTTP_AUTHORIZATION")
         answer, refused_for = checked(
             services, [query[len(_QUERY) :]] if query else [], [] if authorization is None else [authorization]
         )
@@ -57,7 +71,6 @@ class FastLane:
             body = b'{"is_login":true,"expires_in":%d}\n' % answer["expires_in"]
         else:
             body = b'{"is_login":false,"reason":"%b"}\n' % answer["reason"].encode("ascii")
-        given = environ.get("HTTP_X_REQUEST_ID")
+        given = headers.get("HTTP_X_REQUEST_ID")
         request_id = given if given is not None and is_request_id(given) else f"{next(self._numbers):016x}"
-        start_response("200 OK", [*_HEADERS, ("Content-Length", str(len(body))), ("X-Request-ID", request_id)])
-        return [body]
+        return [*_HEADERS, ("Content-Length", str(len(body))), ("X-Request-ID", request_id)], body

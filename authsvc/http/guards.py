@@ -26,7 +26,7 @@ _MAX_FORM_FIELDS: Final = 16
 
 @contextmanager
 def place() -> Iterator[None]:
-    """One of the places for requests that wait, for their body or for WeChat; there are fewer of them than threads.
+    """One of the places for requests that wait for WeChat; there are fewer of them than threads.
 
     Raises: Overloaded at once if none is free.
     """
@@ -43,7 +43,7 @@ def call_place() -> Iterator[None]:
 
 @contextmanager
 def work_place(claims: Claims) -> Iterator[None]:
-    """One of the places for requests that wait for their body alone, and few of them for one user; those that wait for
+    """One of the places for requests that wait for the store alone, and few of them for one user; those that wait for
     WeChat leave them free.
 
     Raises: Overloaded at once if none is free.
@@ -80,7 +80,8 @@ _Model = TypeVar("_Model", bound=BaseModel)
 def read_body(model: type[_Model], *, max_bytes: int) -> _Model:
     """The body, JSON or form, as `model`; members that the model does not know are ignored.
 
-    Raises: RequestEntityTooLarge (413), UnsupportedMediaType (415), BadRequest.
+    Raises: RequestEntityTooLarge (413), UnsupportedMediaType (415), BadRequest; RequestTimeout (408) if it did not come
+    in time, Overloaded if there was no room for it.
     """
     reader = _READERS.get(request.mimetype)
     if reader is None:

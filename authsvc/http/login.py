@@ -40,9 +40,8 @@ class LoginRequest(BaseModel):
 @blueprint.post("/login")
 def log_in() -> tuple[LoginReply, dict[str, str]]:
     login = services().login
-    # Before the body is read: a client that sends it byte by byte holds a thread for as long.
+    wanted = read_body(LoginRequest, max_bytes=MAX_BODY_BYTES)
     with place():
-        wanted = read_body(LoginRequest, max_bytes=MAX_BODY_BYTES)
         app = login.app(wanted.appid)
         note(appid=app.appid)
         logged_in = login.log_in(app, wanted.code, _caller())

@@ -11,6 +11,7 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from authsvc.http import login, replies, session
+from authsvc.http.gateway import SHORT_BYTES
 
 
 class Caller(Enum):
@@ -99,7 +100,7 @@ IDENTIFYING_CODES: Final[Mapping[Caller, tuple[str, ...]]] = MappingProxyType(
 )
 """What is answered before anything but the headers is looked at."""
 
-_OF_BODIES: Final = ("bad_request", "payload_too_large", "unsupported_media_type")
+_OF_BODIES: Final = ("bad_request", "request_timeout", "payload_too_large", "unsupported_media_type")
 _OF_USERS: Final = ("user_banned", "session_key_gone", "store_unavailable")
 _OF_WECHAT: Final = (
     *("rate_limited", "wechat_config", "wechat_bad_reply", "wechat_error", "wechat_busy", "wechat_quota"),
@@ -228,7 +229,7 @@ OPERATIONS: Final = (
         },
         caller=Caller.BACK_END,
         body=Body(session.SignRequest, {"body": '{"foo":"bar"}'}, session.MAX_BODY_BYTES),
-        codes=(*_OF_BODIES, *_OF_USERS),
+        codes=(*_OF_BODIES, *_OF_USERS, "overloaded"),
     ),
     Operation(
         "post",
@@ -372,3 +373,10 @@ OPERATIONS: Final = (
     ),
 )
 """Each is documented where the app has its route; one that depends on the settings stands here all the same."""
+
+_LONGEST_BODIES: Final = MappingProxyType({each.path: each.body.max_bytes for each in OPERATIONS if each.body})
+
+
+def longest_body(path: str) -> int:
+    """How many bytes of a body are read where `path` leads; a few also where it leads nowhere."""
+    return _LONGEST_BODIES.get(path, SHORT_BYTES)

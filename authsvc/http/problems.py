@@ -41,6 +41,7 @@ PROBLEMS: Final[dict[str, Problem]] = {
     "service_token_invalid": Problem(403, "This route is for our own back ends"),
     "not_found": Problem(404, "There is nothing here"),
     "method_not_allowed": Problem(405, "This route does not take this method"),
+    "request_timeout": Problem(408, "The body did not come in time"),
     "session_key_gone": Problem(409, "There is no good session key of this user"),
     "payload_too_large": Problem(413, "The body is too large"),
     "unsupported_media_type": Problem(415, "The body has a type that this route does not take"),
@@ -64,8 +65,8 @@ _CODE_OF_STATUS: Final = {
     for code, problem in PROBLEMS.items()
     if code
     in (
-        *("bad_request", "not_found", "method_not_allowed", "payload_too_large", "unsupported_media_type"),
-        "rate_limited",
+        *("bad_request", "not_found", "method_not_allowed", "request_timeout", "payload_too_large"),
+        *("unsupported_media_type", "rate_limited"),
     )
 }
 

@@ -1,4 +1,4 @@
-"""The HTTP server: granian, with worker processes of blocking threads, and with nobody lost when they come and go.
+"""The HTTP server: granian, with worker processes, and with nobody lost when they come and go.
 
 What is added to granian: a worker listens once it can answer; before it ends it lets go of its clients, and leaves no
 connection in its queue; its successor is there before it goes, and where that cannot start, it stays.
@@ -11,14 +11,14 @@ import ctypes
 import logging
 import multiprocessing
 import os
+import resource
 import select
 import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
-from types import FrameType
+from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
 from granian._granian import SocketHolder
@@ -27,10 +27,11 @@ from granian.http import HTTP1Settings
 from granian.server.mp import MPServer
 
 from authsvc.errors import AuthsvcError
+from authsvc.http.gateway import Gateway
 from authsvc.http.listener import BACKLOG, Address, bound, is_in_use, refuse_new, waiting
+from authsvc.http.worker import END, LEAVE, MOST_CONNECTIONS, work
 
-WSGIApp: TypeAlias = Callable[..., Iterable[bytes]]
-LoadApp: TypeAlias = Callable[[], WSGIApp]
+LoadGateway: TypeAlias = Callable[[], Gateway]
 
 # A token of 8 KiB and a generous set of headers; more is refused by the server itself.
 _HEADER_BUFFER_BYTES: Final = 65_536
@@ -44,6 +45,7 @@ _LAST_CALL_S: Final = 0.1
 _QUEUE_EMPTY_WITHIN_S: Final = 2.0
 _LOOK_EVERY_S: Final = 0.01
 _READY_WITHIN_S: Final = 30.0
+_OTHER_FILES: Final = 1_024
 # A worker that ended within so many seconds of its start has its successor wait, longer from time to time.
 _SOON_S: Final = 10.0
 _FIRST_PAUSE_S: Final = 1.0
@@ -55,42 +57,42 @@ _log = logging.getLogger("authsvc.server")
 
 
 def serve(
-    load_app: LoadApp,
+    load_gateway: LoadGateway,
     *,
     address: Address,
     workers: int,
-    threads: int,
     stop_within_s: int,
     on_listening: Callable[[], None],
     on_ready: Callable[[], None],
-    on_reload: Callable[[], LoadApp | None],
+    on_reload: Callable[[], LoadGateway | None],
     on_stopping: Callable[[], None],
     on_worker_end: Callable[[int], None],
     hangup_ends: bool,
 ) -> None:
-    """Serve until SIGINT or SIGTERM. `load_app` runs once in each worker process.
+    """Serve until SIGINT or SIGTERM. `load_gateway` runs once in each worker process.
 
     A worker that has not answered what it accepted `stop_within_s` seconds after the signal is killed. On SIGHUP all
     workers are replaced by those of what `on_reload` gives, one by one; None is for leaving them as they are. With
     `hangup_ends` it is as good as SIGTERM. `on_ready`: each worker can answer, after the start or a reload.
     `on_worker_end` gets the number of the process.
     """
-    logging.getLogger("_granian").addFilter(_is_news)
     # Workers inherit what was read before they were: keys above all. Python 3.14 has another default.
     multiprocessing.set_start_method("fork", force=True)
-    os.register_at_fork(before=_hold_signals, after_in_parent=_release_signals, after_in_child=_begin_worker)
+    os.register_at_fork(after_in_child=_begin_worker)
+    _allow_files()
     host, port = address[1][:2]
     server = _Server(
         target="authsvc",
         address=host,
         port=port,
-        interface=Interfaces.WSGI,
+        interface=Interfaces.RSGI,
         http=HTTPModes.http1,
         http1_settings=HTTP1Settings(header_read_timeout=_HEADERS_WITHIN_MS, max_buffer_size=_HEADER_BUFFER_BYTES),
         websockets=False,
         workers=workers,
-        # Every request has a thread to itself; logins that wait for WeChat are capped below this number.
-        blocking_threads=threads,
+        # One hands the requests to the gateway, which has its own for what takes time.
+        blocking_threads=1,
+        backpressure=MOST_CONNECTIONS,
         respawn_failed_workers=True,
         workers_kill_timeout=stop_within_s,
         # Its records go the way of all others. Its access log stays off: it has `?token=` in it.
@@ -98,7 +100,7 @@ def serve(
         log_dictconfig={"formatters": {}, "handlers": {}, "loggers": {"_granian": {"propagate": True}}},
     )
     server.take(
-        load_app,
+        load_gateway,
         address=address,
         on_ready=on_ready,
         on_reload=on_reload,
@@ -109,7 +111,8 @@ def serve(
         server.signal_handler_reload = server.signal_handler_interrupt  # type: ignore[method-assign]
     server.on_startup(on_listening)
     try:
-        server.serve(target_loader=server.load, wrap_loader=False)
+        load: Any = server.load  # to granian, any object that its workers know what to do with
+        server.serve(spawn_target=work, target_loader=load, wrap_loader=False)
     except Exception as error:  # noqa: BLE001 - whatever it is
         # Whoever started this has to see that it ended: granian's threads would keep the process, deaf to signals.
         _log.error("the main process failed, and ends", exc_info=error)
@@ -123,45 +126,40 @@ class _Server(MPServer):
 
     def take(
         self,
-        load_app: LoadApp,
+        load_gateway: LoadGateway,
         *,
         address: Address,
         on_ready: Callable[[], None],
-        on_reload: Callable[[], LoadApp | None],
+        on_reload: Callable[[], LoadGateway | None],
         on_stopping: Callable[[], None],
         on_worker_end: Callable[[int], None],
     ) -> None:
         self._on_worker_end = on_worker_end
-        self._load_app = load_app
+        self._load_gateway = load_gateway
         self._address = address
         self._listeners: list[socket.socket] = []  # of workers that may be alive; the last is that of the newest
         self._on_ready = on_ready
-        self._new_app = on_reload
+        self._new_gateway = on_reload
         self._on_stopping = on_stopping
         self._ready = _Ready()
         self._pauses: dict[int, float] = {}
         self._paused: set[int] = set()
         self.main_loop_interrupt: Any = _Interrupt(self._has_something_to_do)
 
-    def load(self) -> WSGIApp:
+    def load(self) -> Gateway:
         """In the worker, as the last thing before it answers."""
         *of_others, own = self._listeners
         for other in of_others:
             other.close()  # or it would go on listening here when that worker is gone
         try:
-            app = Leaving(self._load_app())
+            gateway = self._load_gateway()
         except Exception as error:  # noqa: BLE001 - an unknown one may have a secret in its words
             _log.error("a worker cannot start: %s", _said_by(error), exc_info=error)
             logging.shutdown()
             os._exit(1)
-
-        def leave(_number: int, _frame: FrameType | None) -> None:
-            app.is_leaving = True
-
-        signal.signal(signal.SIGUSR1, leave)
         own.listen(BACKLOG)
         self._ready.say()
-        return app
+        return gateway
 
     # ---- what granian calls ----
 
@@ -184,12 +182,21 @@ class _Server(MPServer):
         # The workers go on accepting until there is nobody left.
         self._shut(*self.wrks)
         for worker in self.wrks:
-            _tell_to_leave(worker)
+            _tell(worker, LEAVE)
         give_up_at = time.monotonic() + _LEAVE_S
         while is_in_use(self._address[1][1]) and time.monotonic() < give_up_at:
             time.sleep(_LOOK_EVERY_S)
         for listener in self._listeners:
             listener.close()
+
+    def _stop_workers(self) -> None:
+        """Its own takes one that has just ended for one that will not."""
+        workers: list[Any] = self.wrks
+        give_up_at = time.monotonic() + (self.workers_kill_timeout or 0)
+        for worker in workers:
+            self._tell_to_end(worker)
+        for worker in workers:
+            self._wait_for_end(worker, give_up_at)
 
     def _spawn_workers(self, spawn_target: Any, target_loader: Any) -> None:
         super()._spawn_workers(spawn_target, target_loader)  # type: ignore[no-untyped-call]
@@ -199,13 +206,13 @@ class _Server(MPServer):
     def _reload(self, spawn_target: Any, target_loader: Any) -> None:
         self.reload_signal = False
         self.main_loop_interrupt.clear()
-        load_app = self._new_app()
-        if load_app is None:
+        load_gateway = self._new_gateway()
+        if load_gateway is None:
             self._on_ready()  # as before
             return
-        before, self._load_app = self._load_app, load_app
+        before, self._load_gateway = self._load_gateway, load_gateway
         if not all(self._replace(index, spawn_target, target_loader) for index in range(self.workers)):
-            self._load_app = before
+            self._load_gateway = before
         self._on_ready()
 
     def _respawn_workers(self, workers: list[int], spawn_target: Any, target_loader: Any) -> None:  # type: ignore[override]
@@ -249,7 +256,7 @@ class _Server(MPServer):
         if not new.is_alive():  # meanwhile, when nobody looked
             self.interrupt_children.append(index)
             self.main_loop_interrupt.set()
-        _tell_to_leave(old)
+        _tell(old, LEAVE)
         time.sleep(_LEAVE_S)
         self._shut(old)
         time.sleep(_LAST_CALL_S)
@@ -292,18 +299,24 @@ class _Server(MPServer):
             self._on_worker_end(worker.inner.pid)
 
     def _end(self, worker: Any) -> None:
-        worker.terminate()
+        self._tell_to_end(worker)
         # The worker itself listens no more. With this copy of its socket open, the kernel would still give it clients.
         worker.listener.close()
+        self._wait_for_end(worker, time.monotonic() + (self.workers_kill_timeout or 0))
+        self._forget(worker)
+
+    def _tell_to_end(self, worker: Any) -> None:
+        worker.interrupt_by_parent = True
+        _tell(worker, END)
+
+    def _wait_for_end(self, worker: Any, give_up_at: float) -> None:
         # Not join(): granian has a thread that waits for it too, and who comes second is told that it still lives.
-        give_up_at = time.monotonic() + (self.workers_kill_timeout or 0)
         while worker.is_alive() and time.monotonic() < give_up_at:
             self._look()
         if worker.is_alive():
             _log.warning("a worker did not stop in time and is killed")
             worker.kill()
             worker.join()
-        self._forget(worker)
 
     def _is_due(self, index: int, old: Any) -> bool:
         """Whether the successor of a dead worker is to come now; if not, it is tried again after a pause."""
@@ -344,46 +357,30 @@ class _Interrupt:
     """In place of the Event that granian's signal handlers set.
 
     They meet the main thread anywhere, and an Event that is set while it is being set or waited for takes its lock
-    twice.
+    twice. And they are run by the main thread alone, while the signal may reach another, which does not wake it.
     """
 
     def __init__(self, is_wanted: Callable[[], bool]) -> None:
-        """`is_wanted`: what came while somebody cleared it is not lost."""
+        """`is_wanted` tells whether there is something to do."""
         self._is_wanted = is_wanted
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._reader, False)
         os.set_blocking(self._writer, False)
+        signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
 
     def set(self) -> None:
         with contextlib.suppress(BlockingIOError):  # it is full of them
             os.write(self._writer, b"!")
 
     def clear(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            while os.read(self._reader, 4_096):
-                pass
-        if self._is_wanted():
-            self.set()
+        """Nothing: what was done is wanted no more."""
 
     def wait(self) -> None:
-        select.select([self._reader], [], [])
-
-
-class Leaving:
-    """The app of one worker. Once it `is_leaving`, each answer closes its connection (RFC 9112, 9.6)."""
-
-    def __init__(self, app: WSGIApp) -> None:
-        self._app = app
-        self.is_leaving = False
-
-    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        if not self.is_leaving:
-            return self._app(environ, start_response)
-
-        def start_last(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
-            return start_response(status, [*headers, ("Connection", "close")], exc_info)
-
-        return self._app(environ, start_last)
+        while not self._is_wanted():
+            select.select([self._reader], [], [])
+            with contextlib.suppress(BlockingIOError):
+                while os.read(self._reader, 4_096):
+                    pass
 
 
 class _Ready:
@@ -423,18 +420,21 @@ class _Ready:
             look()
 
 
-def _hold_signals() -> None:
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+def _allow_files() -> None:
+    """As many as a worker may have connections, and some, if the system lets us: it often begins with 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_CONNECTIONS + _OTHER_FILES
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _release_signals() -> None:
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-
-
-def _tell_to_leave(worker: Any) -> None:
+def _tell(worker: Any, number: int) -> None:
     if worker.is_alive():
         with contextlib.suppress(ProcessLookupError):
-            os.kill(worker.inner.pid, signal.SIGUSR1)
+            os.kill(worker.inner.pid, number)
 
 
 def _said_by(error: Exception) -> str:
@@ -443,18 +443,11 @@ def _said_by(error: Exception) -> str:
 
 def _begin_worker() -> None:
     """The first thing in a new worker process."""
-    # Until granian has handlers of its own, those of the main process would swallow the signal that ends the worker.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # there is nobody yet whom it could leave
-    _release_signals()
-    # Ctrl-C reaches every process of the terminal, and the main process then sends the workers SIGTERM. granian's
-    # workers hang when the second signal meets the handler of the first, so they get to see the SIGTERM alone.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    # What a terminal or a supervisor sends to the whole group is for the main process: it ends the workers, one step
+    # after the other, with a signal of their own.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, LEAVE):
+        signal.signal(number, signal.SIG_IGN)
+    signal.set_wakeup_fd(-1)
     if sys.platform == "linux":
         # If the main process is killed, nobody would be left to stop this one, and it would keep the port.
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    # It advises fewer threads than cores would keep busy; ours wait for WeChat, and 64 of them were measured best.
-    return "Configuration allows spawning up to" not in record.getMessage()
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, END)

@@ -52,7 +52,7 @@ class UsersAtWork:
                 del self._counts[appid, openid]
 
 
-# A mini-program decrypts one thing at a time; somebody who sends bodies byte by byte does not.
+# A mini-program decrypts one thing at a time.
 _MOST_OF_A_USER: Final = 4
 
 
@@ -68,7 +68,7 @@ class Services:
     places: BoundedSemaphore  # for requests that wait for WeChat
     call_places: BoundedSemaphore  # those of them that are no logins
     users_at_work: UsersAtWork
-    work_places: BoundedSemaphore  # for those that have work to do here, and may be sent slowly
+    work_places: BoundedSemaphore  # for those that wait for the store alone
     service_token_digests: tuple[bytes, ...]  # SHA-256
     trusted_proxies: int
     issuer: str

@@ -92,22 +92,22 @@ def _identify_service() -> None:
 
 @client_blueprint.post("/decrypt")
 def decrypt() -> tuple[dict[str, Any], dict[str, str]]:
+    wanted = read_body(DecryptRequest, max_bytes=MAX_BODY_BYTES)
     with work_place(_claims()):
-        wanted = read_body(DecryptRequest, max_bytes=MAX_BODY_BYTES)
         return _reply(services().session.decrypt(_claims(), wanted.encryptedData, wanted.iv))
 
 
 @client_blueprint.post("/verify")
 def verify() -> tuple[VerifyReply, dict[str, str]]:
+    wanted = read_body(VerifyRequest, max_bytes=MAX_BODY_BYTES)
     with work_place(_claims()):
-        wanted = read_body(VerifyRequest, max_bytes=MAX_BODY_BYTES)
         return _reply({"valid": services().session.verify(_claims(), wanted.rawData, wanted.signature)})
 
 
 @client_blueprint.post("/phone")
 def phone() -> tuple[PhoneReply, dict[str, str]]:
+    wanted = read_body(PhoneRequest, max_bytes=MAX_CODE_BODY_BYTES)
     with for_user(_claims()), call_place():
-        wanted = read_body(PhoneRequest, max_bytes=MAX_CODE_BODY_BYTES)
         number = services().session.phone(_claims(), wanted.code)
     return _reply(
         {

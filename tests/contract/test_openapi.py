@@ -12,9 +12,11 @@ import pytest
 from flask import Flask
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
+from werkzeug.exceptions import RequestTimeout
 
 from authsvc import errors
 from authsvc.http.advice import ADVICE
+from authsvc.http.gateway import Unreadable
 from authsvc.http.operations import OPERATIONS
 from authsvc.http.problems import PROBLEMS
 from authsvc.keyset import Kind
@@ -257,6 +259,7 @@ class Act:
     service: FakeService = field(init=False)
     headers: dict[str, str] = field(default_factory=lambda: credentials())
     body: bytes | None = None
+    stream: Unreadable | None = None
     content_type: str | None = "application/json"
     times: int = 1
 
@@ -286,7 +289,12 @@ class Act:
         client = self.client()
         for _ in range(self.times):
             reply = client.open(
-                self.path, method=self.method, headers=self.headers, data=self.body, content_type=self.content_type
+                self.path,
+                method=self.method,
+                headers=self.headers,
+                data=self.body,
+                content_type=self.content_type,
+                environ_overrides={} if self.stream is None else {"wsgi.input": self.stream},
             )
         return str(reply.get_json(force=True).get("code", reply.status_code))
 
@@ -324,6 +332,12 @@ def _take_sealing_key(act: Act) -> None:
 
 def _fill(act: Act) -> None:
     act.service.places = act.service.work_places = 0
+    if act.path == "/session/sign":
+        act.stream = Unreadable(errors.Overloaded("too many long bodies are under way"))
+
+
+def _dawdle(act: Act) -> None:
+    act.stream = Unreadable(RequestTimeout())
 
 
 def _header(name: str, value: str | None) -> Callable[[Act], None]:
@@ -355,6 +369,7 @@ def _set(name: str, value: object) -> Callable[[Act], None]:
 
 CAUSES: dict[str, Callable[[Act], None]] = {
     "bad_request": _set("body", b"{}"),
+    "request_timeout": _dawdle,
     "payload_too_large": _set("body", b" " * 300_000),
     "unsupported_media_type": _set("content_type", "text/plain"),
     "missing": _header("Authorization", None),

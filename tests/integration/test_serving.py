@@ -23,7 +23,7 @@ import requests
 
 from tests.support.load import load
 from tests.support.processes import children, until
-from tests.support.service import Running, Service, clean_environment, free_port, running, service
+from tests.support.service import STOP_WITHIN_S, Running, Service, clean_environment, free_port, running, service
 
 SOON_S: Final = 30
 
@@ -75,9 +75,13 @@ os.fork = failing
 
 SERVER: Final = """
 import os, sys
+from authsvc.http.gateway import Gateway
 from authsvc.http.listener import free_address
 from authsvc.http.server import serve
 from authsvc.telemetry import configure_logging
+
+def gateway():
+    return Gateway(app, threads=4, longest_body=lambda path: 4096)
 
 def app(environ, start_response):
     start_response("200 OK", [("Content-Type", "text/plain")])
@@ -93,15 +97,14 @@ def once_dead(mark):
     try:
         os.close(os.open(mark, os.O_CREAT | os.O_EXCL))
     except FileExistsError:
-        return app
+        return gateway()
     os._exit(1)
 
 configure_logging(sys.stderr)
 serve(
-    lambda: app,
+    gateway,
     address=free_address("127.0.0.1", int(sys.argv[1])),
     workers=2,
-    threads=4,
     stop_within_s=5,
     on_listening=lambda: None,
     on_ready=lambda: print("READY", file=sys.stderr, flush=True),
@@ -112,6 +115,17 @@ serve(
 )
 """
 
+
+READING_APP: Final = """
+import flask
+app = flask.Flask("reading")
+
+@app.post("/")
+def read():
+    return flask.request.get_data()
+
+def unused(environ, start_response):
+"""
 
 # ---- under load ---------------------------------------------------------------------------------
 
@@ -131,6 +145,21 @@ def test_no_request_fails_while_the_service_reloads_twice_and_stops(tmp_path: Pa
         assert min(found.done[what] for what in ("kept", "new", "login")) > 10
         assert "refused to gracefully stop" not in it.output()
         assert "did not stop in time" not in it.output()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_no_request_fails_when_every_process_of_the_service_gets_the_signal(
+    number: int, tmp_path: Path, wechat: Running
+) -> None:
+    users = itertools.count()
+    with service(tmp_path, wechat_url=wechat.url, WORKERS="2", ACCESS_LOG="none") as it:
+        with load(it.url, mint=lambda: it.mint(f"user-{next(users)}")) as found:
+            until(lambda: min(found.done[what] for what in ("kept", "new", "login")) > 10, within_s=SOON_S)
+            for pid in (*workers_of(it), it.process.pid):  # as a terminal does it, and some supervisors
+                os.kill(pid, number)
+            assert it.process.wait(STOP_WITHIN_S) == 0
+        assert found.failed == []
+        assert "Unexpected exit" not in it.output()
 
 
 def test_a_login_that_waits_for_wechat_is_answered_after_the_stop_was_asked_for(
@@ -202,7 +231,7 @@ def test_the_service_goes_on_while_no_process_can_be_made(tmp_path: Path) -> Non
 
 
 def test_a_worker_that_dies_while_the_service_starts_does_not_keep_it_from_being_ready(tmp_path: Path) -> None:
-    program = SERVER.replace("    lambda: app,", f"    lambda: once_dead({str(tmp_path / 'died')!r}),")
+    program = SERVER.replace("    gateway,", f"    lambda: once_dead({str(tmp_path / 'died')!r}),")
     with serving(program, tmp_path) as it:
         until(lambda: it.output().count("READY") == 1, within_s=SOON_S)
         assert (tmp_path / "died").exists()
@@ -211,7 +240,7 @@ def test_a_worker_that_dies_while_the_service_starts_does_not_keep_it_from_being
 
 def test_an_unknown_fault_at_the_start_of_a_worker_is_told_without_its_words(tmp_path: Path) -> None:
     port = free_port()
-    program = SERVER.replace("    lambda: app,", "    lambda: secretive(),")
+    program = SERVER.replace("    gateway,", "    lambda: secretive(),")
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen([sys.executable, "-c", program, str(port)], stdout=log, stderr=log)
     try:
@@ -344,11 +373,22 @@ def test_five_hundred_clients_that_send_a_byte_a_second_leave_the_rest_alone(tmp
                 connection.sendall(head if number % 2 else head[:40])  # half of them have not even got to the body
             for _ in range(3):
                 for connection in slow:
-                    with contextlib.suppress(OSError):  # those who were sent away
-                        connection.sendall(b"x")
+                    connection.sendall(b"x")
                 until(lambda: it.check(token)["is_login"], within_s=SOON_S)
+                assert it.log_in().status_code == 200
                 time.sleep(1)
         finally:
             for connection in slow:
                 connection.close()
-        until(lambda: it.log_in().status_code == 200, within_s=SOON_S)
+
+
+def test_who_does_not_send_the_body_in_time_is_told_so_and_let_go(tmp_path: Path) -> None:
+    program = SERVER.replace("longest_body=lambda path: 4096", "longest_body=lambda path: 4096, body_within_s=0.5")
+    program = program.replace("def app(environ, start_response):", READING_APP)
+    with serving(program, tmp_path) as it:
+        host, _, port = it.url.removeprefix("http://").partition(":")
+        for sent in (b"", b"some"):
+            with socket.create_connection((host, int(port)), timeout=SOON_S) as connection:
+                connection.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n" + sent)
+                answer = b"".join(iter(lambda open=connection: open.recv(4096), b""))  # type: ignore[misc]
+                assert answer.startswith(b"HTTP/1.1 408 ")

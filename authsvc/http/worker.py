@@ -1,0 +1,74 @@
+"""What a worker process of the HTTP server runs: granian's HTTP, and the gateway behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable
+from typing import Any, Final
+
+from granian._granian import CallbackScheduler, RSGIWorker, WorkerSignal
+from granian.http import HTTP1Settings
+from granian.server.mp import WorkerProcess
+
+from authsvc.http.gateway import Gateway
+
+MOST_CONNECTIONS: Final = 8_192
+"""Of one worker, idle ones among them. Those beyond wait in the queue of its listening socket."""
+LEAVE: Final = signal.SIGUSR1
+"""To a worker: tell everybody to close the connection (see Gateway.leave)."""
+END: Final = signal.SIGUSR2
+"""To a worker: stop listening, answer what was accepted, end. Ends it at once while it cannot answer yet."""
+
+
+@WorkerProcess.wrap_target  # type: ignore[untyped-decorator]
+def work(
+    worker_id: int,
+    gateway: Gateway,
+    sock: Any,
+    ipc: Any,
+    loop: asyncio.AbstractEventLoop,
+    _runtime_mode: Any,
+    threads: int,
+    io_threads: int,
+    py_threads: int,
+    py_threads_idle_s: int,
+    most_connections: int,
+    _task_impl: Any,
+    http_mode: Any,
+    http1: HTTP1Settings,
+    http2: Any,
+    websockets: bool,
+    static_path: Any,
+    _log_format: Any,
+    tls: tuple[Any, ...],
+    _scope_options: Any,
+    metrics: Any,
+) -> None:
+    """Serve until END, and until what was accepted is answered.
+
+    In place of granian's own function for RSGI; the order of the arguments is granian's.
+    """
+    stop = WorkerSignal()
+    stopping = asyncio.Event()
+    stop.add_cb(lambda: loop.call_soon_threadsafe(stopping.set))
+    loop.add_signal_handler(END, stop.set)
+    loop.add_signal_handler(LEAVE, gateway.leave)
+    gateway.begin(loop)
+    make: Any = RSGIWorker  # its stub is out of date
+    worker = make(
+        *(worker_id, sock, ipc, threads, io_threads, py_threads, py_threads_idle_s, most_connections),
+        *(http_mode, http1, http2, websockets, static_path, *tls, metrics),
+    )
+    worker.serve_str(_Scheduler(loop, gateway.take, None, None, None), loop, stop)
+    loop.run_until_complete(stopping.wait())
+
+
+class _Scheduler(CallbackScheduler):
+    """Whom granian hands its requests to, in a thread of its own. Its own schedulers begin a task for each."""
+
+    __slots__ = ()
+
+    def __init__(self, _loop: Any, take: Callable[[Any, Any], None], *_of_tasks: None) -> None:
+        super().__init__()
+        self._schedule_fn = lambda watcher: take(watcher.scope, watcher.proto)
