@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import ipaddress
 import math
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from itertools import islice
+from threading import Lock, Timer
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 import limits
 from flask import Flask
+from limits.storage import MemoryStorage
+from limits.strategies import SlidingWindowCounterRateLimiter
 
 from authsvc.errors import SettingsError
 from authsvc.http.clients import client_address
@@ -20,11 +25,16 @@ IN_MEMORY: Final = "memory://"
 # Not a Cluster: where that is down, no worker could start.
 _SCHEMES: Final = ("redis", "rediss", "redis+sentinel", "valkey", "valkeys", "valkey+sentinel")
 
+_OUR_MEMORY: Final = "authsvc-memory"
 _LIMITED: Final = "login.log_in"
 _PREFIX: Final = "authsvc-limits"
 # A limiter that hangs must not make a login hang.
 _REDIS_TIMEOUT_S: Final = 0.5
 _REDIS_OPTIONS: Final[dict[str, Any]] = {"socket_connect_timeout": _REDIS_TIMEOUT_S, "socket_timeout": _REDIS_TIMEOUT_S}
+
+# Two of a client who comes again and again; some 60 MB. Whoever has the addresses to fill them has as many times the
+# rate anyway, and gains nothing when the oldest are forgotten.
+_MAX_COUNTERS: Final = 100_000
 
 # Whoever has one address of them mostly has all (RFC 6177).
 _IPV6_NETWORK_BITS: Final = 64
@@ -67,15 +77,51 @@ def install_login_limit(app: Flask, limit: LoginLimit) -> None:
     limiter = Limiter(
         client_network,
         app=app,
-        storage_uri=limit.url,
+        storage_uri=f"{_OUR_MEMORY}://" if limit.url == IN_MEMORY else limit.url,
         storage_options={} if limit.url == IN_MEMORY else _REDIS_OPTIONS,
         # Two counters of a client, and no burst of twice the rate where two windows meet.
         strategy="sliding-window-counter",
         key_prefix=_PREFIX,
         in_memory_fallback_enabled=limit.url != IN_MEMORY,
     )
+    if limit.url != IN_MEMORY:
+        limiter._fallback_limiter = SlidingWindowCounterRateLimiter(MemoryCounters())  # it has no option for that
     limited: Any = limiter.limit(limit.rate)(app.view_functions[_LIMITED])
     app.view_functions[_LIMITED] = limited
+
+
+class MemoryCounters(MemoryStorage):
+    """A bounded number of counters, for one rate.
+
+    `limits` itself walks over all of its counters every 10 ms while clients log in, to forget those that are over. With
+    one rate they are over in the order in which they were made, so here each login looks at the two oldest.
+    """
+
+    STORAGE_SCHEME = [_OUR_MEMORY]  # noqa: RUF012 - as the library has it
+
+    def __init__(self, uri: str | None = None, wrap_exceptions: bool = False, **options: str) -> None:
+        super().__init__(uri, wrap_exceptions, **options)
+        self.timer.cancel()
+        self.timer = _NoTimer(0, lambda: None)
+        self.expirations: OrderedDict[str, float] = OrderedDict()
+        self._lock = Lock()
+
+    def acquire_sliding_window_entry(self, key: str, limit: int, expiry: int, amount: int = 1) -> bool:
+        with self._lock:  # what follows is no one step, and its own locks are one a counter
+            is_within = super().acquire_sliding_window_entry(key, limit, expiry, amount)
+            # One is added at most, so those that are over become fewer.
+            for oldest in list(islice(self.expirations, 2)):
+                self.get(oldest)  # which forgets it if it is over
+            if len(self.expirations) > _MAX_COUNTERS:
+                self.clear(next(iter(self.expirations)))
+            return is_within
+
+
+class _NoTimer(Timer):
+    """In place of the one for the upkeep: under way already, it is never started."""
+
+    def is_alive(self) -> bool:
+        return True
 
 
 def client_network() -> str:

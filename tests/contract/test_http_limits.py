@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import ipaddress
 import itertools
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
+import limits
 import pytest
 import structlog.testing
 from flask.testing import FlaskClient
+from limits.strategies import SlidingWindowCounterRateLimiter
 from werkzeug.test import TestResponse
 
 from authsvc.errors import SettingsError, StoreUnavailable
-from authsvc.http.limits import IN_MEMORY, LoginLimit, login_limit
+from authsvc.http.limits import IN_MEMORY, LoginLimit, MemoryCounters, login_limit
 from authsvc.store import FORWARDING_HEADER_SEEN
 from authsvc.store.memory import MemoryStore
 from tests.support.app import FakeService
@@ -96,6 +103,111 @@ def test_without_a_trusted_proxy_nobody_is_another_client_by_saying_so() -> None
     client = FakeService(login_limit=TWO_A_DAY).client()
     statuses = [log_in(client, **{"X-Forwarded-For": f"198.51.100.{number}"}).status_code for number in range(3)]
     assert statuses == [200, 200, 429]
+
+
+# ---- the counters in memory ---------------------------------------------------------------------
+
+MINUTE = limits.parse("2 per 1 minute")
+START = NOW - NOW % 60  # of a window
+
+
+@dataclass
+class WallClock:
+    """`limits` takes no clock: this one stands in for its `time`."""
+
+    at: float = START
+
+    def time(self) -> float:
+        return self.at
+
+
+@pytest.fixture
+def wall(monkeypatch: pytest.MonkeyPatch) -> WallClock:
+    clock = WallClock()
+    monkeypatch.setattr("limits.storage.memory.time", clock)
+    return clock
+
+
+@pytest.fixture
+def room_for_four(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("authsvc.http.limits._MAX_COUNTERS", 4)
+
+
+def test_a_window_ends_in_its_time_although_nobody_came_in_between(wall: WallClock) -> None:
+    limiter = SlidingWindowCounterRateLimiter(MemoryCounters())
+    allowed = []
+    for after_s in (0, 1, 2, 59, 60, 61, 62, 180, 181, 182):
+        wall.at = START + after_s
+        allowed.append(limiter.hit(MINUTE, "a client"))
+    # The window before counts for the part of it that is less than a minute ago, rounded down.
+    assert allowed == [True, True, False, False, False, True, False, True, True, False]
+
+
+def test_counters_that_are_over_are_forgotten_when_others_log_in(wall: WallClock) -> None:
+    counters = MemoryCounters()
+    limiter = SlidingWindowCounterRateLimiter(counters)
+    for number in range(100):
+        assert limiter.hit(MINUTE, f"client {number}")
+    wall.at += 120
+    for number in range(60):
+        assert limiter.hit(MINUTE, f"another {number}")
+    for held in (counters.storage, counters.expirations, counters.locks):
+        assert len(held) == 60
+
+
+@pytest.mark.usefixtures("wall", "room_for_four")
+def test_however_many_addresses_there_are_so_many_counters_are_kept_and_no_more() -> None:
+    counters = MemoryCounters()
+    limiter = SlidingWindowCounterRateLimiter(counters)
+    for number in range(1_000):
+        assert limiter.hit(MINUTE, f"client {number}")
+    for held in (counters.storage, counters.expirations, counters.locks):
+        assert len(held) == 4
+    assert [limiter.hit(MINUTE, "client 999") for _ in range(2)] == [True, False]
+
+
+@pytest.mark.usefixtures("room_for_four")
+@pytest.mark.parametrize("url", [IN_MEMORY, "redis://127.0.0.1"])
+def test_the_app_counts_in_bounded_memory_also_while_its_redis_is_down(url: str) -> None:
+    with socket.socket() as nobody_answers:
+        nobody_answers.bind(("127.0.0.1", 0))
+        if url != IN_MEMORY:
+            url += f":{nobody_answers.getsockname()[1]}"
+        client = FakeService(login_limit=LoginLimit("2 per 1 day", url)).client()
+        assert [log_in(client).status_code for _ in range(3)] == [200, 200, 429]
+        for number in range(4):
+            assert log_in(client, f"198.51.100.{number}").status_code == 200
+        assert log_in(client).status_code == 200
+
+
+def test_no_thread_looks_after_the_counters() -> None:
+    of_others = threading.enumerate()
+    limiter = SlidingWindowCounterRateLimiter(MemoryCounters())
+    assert limiter.hit(MINUTE, "a client")
+    for thread in set(threading.enumerate()).difference(of_others):
+        thread.join(1)  # one that the library starts by itself, and that was cancelled before it did anything
+    assert limiter.hit(MINUTE, "another client")
+    assert set(threading.enumerate()) <= set(of_others)
+
+
+def test_logins_at_once_are_counted_one_after_the_other() -> None:
+    inside: list[int] = []
+    most_inside: list[int] = []
+
+    class SlowCounters(MemoryCounters):
+        def incr(self, key: str, expiry: float, amount: int = 1) -> int:
+            inside.append(1)
+            most_inside.append(len(inside))
+            time.sleep(0.001)  # where another one would meet it
+            inside.pop()
+            return super().incr(key, expiry, amount)
+
+    limiter = SlidingWindowCounterRateLimiter(SlowCounters())
+    rate = limits.parse("10 per 1 day")
+    with ThreadPoolExecutor(8) as threads:
+        allowed = list(threads.map(lambda _: limiter.hit(rate, "a client"), range(40)))
+    assert allowed.count(True) == 10
+    assert max(most_inside) == 1
 
 
 # ---- the settings -------------------------------------------------------------------------------
