@@ -1,19 +1,20 @@
 """What `/metrics` tells (prometheus-client). Each worker counts in files of its own, and reads those of all.
 
-prometheus-client decides on that when it is first imported, so this module is imported by workers alone, with
-PROMETHEUS_MULTIPROC_DIR set. Every label has a bounded set of values: none comes from outside.
+Where those are is for the whole process, so this module is imported by workers alone, with PROMETHEUS_MULTIPROC_DIR
+set. Every label has a bounded set of values: none comes from outside.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import cache, wraps
 from pathlib import Path
 from typing import Any, Final, ParamSpec, cast
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.metrics_core import Metric
@@ -22,7 +23,7 @@ from prometheus_client.registry import Collector
 
 from authsvc.clock import Clock
 from authsvc.errors import KeysError
-from authsvc.http.metricsfolder import take_up_room
+from authsvc.http.metricsfolder import files_of, take_place, take_up_room
 from authsvc.keyring import Keyring
 from authsvc.keyset import Kind
 from authsvc.store import Store
@@ -34,6 +35,8 @@ _OTHER: Final = "(other)"
 _WECHAT_BUCKETS_S: Final = (0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 5.0, 10.0, 30.0, 60.0)
 _STORE_BUCKETS_S: Final = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.2, 1.0, 3.0)
 
+
+_log = structlog.get_logger("authsvc.http")
 
 _P = ParamSpec("_P")
 
@@ -58,6 +61,10 @@ class Metrics:
     def __init__(self, folder: Path | None, *, keys: Callable[[], Keyring], rotate_every_s: int, clock: Clock) -> None:
         self._folder = folder
         self._keys = _KeyCollector(keys, rotate_every_s, clock)
+        if folder is not None:
+            place = take_place(folder)
+            _remove_torn(folder, place)
+            values.ValueClass = values.MultiProcessValue(lambda: place)  # type: ignore[no-untyped-call]
         own = self._own = CollectorRegistry()
         self._requests = Counter(
             "authsvc_http_requests", "Answered requests.", ["route", "method", "status"], registry=own
@@ -98,7 +105,7 @@ class Metrics:
             # Each kind's file is made now: in the midst of a login is no time to find that there is no room for it.
             self._wechat.labels("jscode2session")
             self._down.labels("jscode2session")
-            take_up_room(folder)
+            take_up_room(folder, place)
 
     @_never_failing
     def note_request(self, route: str, method: str, status: int) -> None:
@@ -135,10 +142,45 @@ class Metrics:
         registry = self._own
         if self._folder is not None:
             registry = CollectorRegistry()
-            MultiProcessCollector(registry, path=str(self._folder))  # type: ignore[no-untyped-call]
+            registry.register(_FileCollector(self._folder))
         keys = CollectorRegistry()
         keys.register(self._keys)
         return generate_latest(registry) + generate_latest(keys)
+
+
+class _FileCollector(Collector):
+    """Of all that counts in a folder: prometheus-client's own fails as a whole at a file that is torn."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def collect(self) -> Iterable[Metric]:
+        files = list(self._folder.glob("*.db"))
+        try:
+            return _merged(files)
+        except Exception:  # noqa: BLE001 - whatever is in such a file
+            return _merged([path for path in files if _is_whole(path)])
+
+
+def _merged(files: Iterable[Path]) -> Iterable[Metric]:
+    found: Iterable[Metric] = MultiProcessCollector.merge([str(path) for path in files])  # type: ignore[no-untyped-call]
+    return found
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        _merged([path])
+    except Exception:  # noqa: BLE001 - see above
+        return False
+    return True
+
+
+def _remove_torn(folder: Path, place: str) -> None:
+    """Of a worker that was killed as it made its files, or of a disk: one that goes on with them could not start."""
+    for path in files_of(folder, place):
+        if not _is_whole(path):
+            path.unlink(missing_ok=True)
+            _log.warning("figures_lost", problem=f"{path} could not be read, and what it counted is gone")
 
 
 class _KeyCollector(Collector):

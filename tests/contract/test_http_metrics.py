@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from flask.testing import FlaskClient
 from prometheus_client import Counter, Histogram
 
 from authsvc.errors import CodeInvalid, StoreUnavailable, WeChatError
 from authsvc.http.metrics import Metrics
-from authsvc.http.metricsfolder import forget_worker
 from authsvc.store.memory import MemoryStore
 from tests.support.app import OPS_TOKEN, FakeService
 from tests.support.clock import NOW
@@ -144,14 +141,6 @@ def test_the_age_of_the_signing_key_and_the_next_rotation_are_told(it: FakeServi
 def test_without_a_timer_no_rotation_is_told(it: FakeService) -> None:
     it.metrics = Metrics(None, keys=lambda: it.ring, rotate_every_s=0, clock=it.clock)
     assert "authsvc_next_rotation_seconds" not in scraped(it.client())
-
-
-def test_of_a_worker_that_has_ended_what_it_counted_stays_and_its_state_does_not(tmp_path: Path) -> None:
-    names = ["counter_7.db", "histogram_7.db", "gauge_livemax_7.db", "gauge_livemax_77.db"]
-    for name in names:
-        (tmp_path / name).touch()
-    forget_worker(tmp_path, 7)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["counter_7.db", "gauge_livemax_77.db", "histogram_7.db"]
 
 
 def test_nobody_is_refused_because_a_figure_cannot_be_kept(it: FakeService, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import requests
 
 from authsvc.errors import CannotCount
 from authsvc.http.metricsfolder import metrics_folder
+from tests.support.counting import with_counting
 from tests.support.processes import children, until
 from tests.support.service import Running, Service, service, wait_for
 
@@ -47,6 +48,87 @@ def test_whichever_worker_answers_tells_of_all_and_what_a_dead_one_counted_is_ke
         assert found[0]['authsvc_wechat_call_seconds_count{call="jscode2session"}'] == 13
         assert found[0]["authsvc_signing_key_age_seconds"] >= 0
         assert 0 < found[0]["authsvc_next_rotation_seconds"] <= 2_592_000
+
+
+def test_workers_one_after_the_other_count_on_in_the_same_files(tmp_path: Path) -> None:
+    with_counting(
+        tmp_path,
+        """
+for number in range(1, 31):
+    it.kill(*it.workers(2, logins=1))
+    assert it.logins() == 2 * number
+assert it.places() == {"0", "1"}, it.places()
+assert it.told()['authsvc_wechat_call_seconds_count{call="jscode2session"}'] == 60
+""",
+    )
+
+
+def test_workers_at_the_same_time_do_not_write_over_each_other(tmp_path: Path) -> None:
+    with_counting(tmp_path, "it.workers(4, logins=200); assert it.logins() == 800, it.logins()")
+
+
+@pytest.mark.parametrize("then", ["forget_worker(folder, down)", "it.workers(1, logins=0)"])
+def test_what_was_true_of_a_worker_ends_with_it_and_what_it_counted_stays(tmp_path: Path, then: str) -> None:
+    with_counting(
+        tmp_path,
+        f"""
+IS_DOWN = 'authsvc_wechat_down{{call="jscode2session"}}'
+(down,) = it.workers(1, logins=1, is_down=True)
+it.workers(1, logins=1)
+forget_worker(folder, down)  # while it lives nothing is taken from it
+assert it.told()[IS_DOWN] == 1
+it.kill(down)
+{then}
+assert (folder / "gauge_livemax_1.db").exists()
+assert (folder / "gauge_livemax_0.db").exists() is {then.startswith("it.")}
+assert (it.told()[IS_DOWN], it.logins()) == (0, 2)
+""",
+    )
+
+
+TORN: Final = {
+    "empty": b"",
+    "a byte": b"\x10",
+    "an end that is not there": b"\xff\xff\x00\x00" + bytes(60),
+    "no key": (40).to_bytes(4, "little") + bytes(4) + (12).to_bytes(4, "little") + b"{}nothing{}x" + bytes(16),
+}
+
+
+@pytest.mark.parametrize("content", TORN.values(), ids=TORN)
+def test_a_torn_file_is_left_out_and_keeps_no_worker_from_its_place(tmp_path: Path, content: bytes) -> None:
+    with_counting(
+        tmp_path,
+        f"""
+it.workers(1, logins=1)
+torn = folder / "counter_9.db"
+torn.write_bytes({content!r})
+assert it.logins() == 1
+torn.rename(folder / "counter_1.db")
+it.workers(1, logins=1)
+assert it.logins() == 2
+""",
+    )
+
+
+def test_reloads_lose_no_count_and_leave_no_files(
+    tmp_path: Path, wechat: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    with service(tmp_path, wechat_url=wechat.url, WORKERS="2", OPS_TOKEN=OPS_TOKEN) as it:
+        (folder,) = temporary.iterdir()
+        for number in range(1, 4):
+            assert it.log_in(it.mint(f"user-{number}")).status_code == 200
+            assert scraped(it)["authsvc_tokens_issued_total"] == number
+            before = set(children(it.process.pid))
+            it.process.send_signal(signal.SIGHUP)
+            until(
+                lambda before=before: len(now := set(children(it.process.pid))) == 2 and not now & before,  # type: ignore[misc]
+                within_s=SOON_S,
+            )
+        assert {path.stem.split("_")[-1] for path in folder.glob("*.db")} == {"0", "1", "2"}
+        assert scraped(it)["authsvc_tokens_issued_total"] == 3
 
 
 def test_a_login_does_not_fail_because_where_the_workers_count_is_gone(
