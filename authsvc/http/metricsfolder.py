@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import itertools
 import os
@@ -16,17 +17,32 @@ from authsvc.errors import CannotCount
 
 _VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
 _LOCK: Final = ".lock"
+_PREFIX: Final = "authsvc-counts-"
+_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY
+_UNNAMED: Final = "authsvc-unnamed-"
 
 
 @contextmanager
 def metrics_folder(*, is_needed: bool) -> Iterator[Path | None]:
     """A folder for the time that the service runs. None if there can be none and none is needed.
 
-    Raises: CannotCount.
+    Those of services that were killed are removed. Raises: CannotCount.
     """
     folder = None
+    held: list[int] = []  # by this process alone: a worker that outlives it is no service
+
+    def let_go() -> None:
+        while held:
+            os.close(held.pop())
+
+    os.register_at_fork(after_in_child=let_go)
     try:
-        folder = Path(tempfile.mkdtemp(prefix="authsvc-metrics-"))
+        _remove_left_behind(Path(tempfile.gettempdir()))
+        unnamed = folder = Path(tempfile.mkdtemp(prefix=_UNNAMED))
+        with suppress(OSError):  # where nothing can be locked, nobody removes what seems to be left behind
+            held.append(_lock(unnamed, _FOLDER))
+            # The name comes after the lock, or another service that starts now would take it for one left behind.
+            folder = unnamed.rename(unnamed.with_name(_PREFIX + unnamed.name.removeprefix(_UNNAMED)))
     except OSError as error:
         if is_needed:
             raise CannotCount(
@@ -38,11 +54,24 @@ def metrics_folder(*, is_needed: bool) -> Iterator[Path | None]:
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+        let_go()
+
+
+def _remove_left_behind(temporary: Path) -> None:
+    for path in temporary.glob(f"{_PREFIX}*"):
+        with suppress(OSError):  # no folder, a link, another user's, one in use
+            lock = _lock(path, _FOLDER)
+            try:
+                shutil.rmtree(path, ignore_errors=True)
+            finally:
+                os.close(lock)
 
 
 def count_in(folder: Path) -> None:
     """In a worker, before prometheus-client is imported, which goes by it for good. Raises: OSError."""
     folder.mkdir(mode=0o700, exist_ok=True)  # somebody may have tidied up
+    with suppress(OSError):  # the main process has it, but not one that was made anew
+        _lock(folder, _FOLDER)
     os.environ[_VARIABLE] = str(folder)
 
 
@@ -55,8 +84,9 @@ def take_place(folder: Path) -> str:
     """
     for number in itertools.count():
         name = str(number)
-        # Never closed by us: the kernel does it, whatever ends the process.
-        if _locked(folder / f"{name}{_LOCK}", os.O_RDWR | os.O_CREAT) is not None:
+        with suppress(BlockingIOError):
+            # Never closed by us: the kernel does it, whatever ends the process.
+            _lock(folder / f"{name}{_LOCK}", os.O_RDWR | os.O_CREAT)
             _forget_state(folder, name)
             return name
     raise AssertionError
@@ -80,10 +110,8 @@ def forget_worker(folder: Path | None, _pid: int) -> None:
     if folder is None:
         return
     for path in folder.glob(f"*{_LOCK}"):
-        with suppress(OSError):
-            lock = _locked(path, os.O_RDWR)
-            if lock is None:
-                continue
+        with suppress(OSError):  # its worker lives
+            lock = _lock(path, os.O_RDWR)
             try:
                 _forget_state(folder, path.name.removesuffix(_LOCK))
             finally:
@@ -95,17 +123,16 @@ def _forget_state(folder: Path, name: str) -> None:
         path.unlink(missing_ok=True)
 
 
-def _locked(path: Path, flags: int) -> int | None:
-    """A descriptor with a lock that ends when the last copy of it is closed; None if another one has it.
+def _lock(path: Path, flags: int) -> int:
+    """A descriptor with the lock, which ends when the last copy of it is closed.
 
-    Raises: OSError.
+    Raises: BlockingIOError if another one has it, another OSError if this is not ours.
     """
     found = os.open(path, flags | os.O_NOFOLLOW, 0o600)
     try:
+        if os.fstat(found).st_uid != os.geteuid():  # root may open everybody's
+            raise PermissionError(errno.EPERM, "another user's")
         fcntl.flock(found, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(found)
-        return None
     except OSError:
         os.close(found)
         raise

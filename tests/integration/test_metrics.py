@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
+import tempfile
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 import requests
@@ -19,6 +21,16 @@ from tests.support.service import Running, Service, service, wait_for
 
 OPS_TOKEN: Final = "ops-token-of-an-operator"
 SOON_S: Final = 30
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The temporary folder of this process, and of the services that it starts."""
+    found = tmp_path / "tmp"
+    found.mkdir()
+    monkeypatch.setenv("TMPDIR", str(found))
+    monkeypatch.setattr("tempfile.tempdir", str(found))
+    return found
 
 
 def scraped(it: Service) -> dict[str, float]:
@@ -110,14 +122,9 @@ assert it.logins() == 2
     )
 
 
-def test_reloads_lose_no_count_and_leave_no_files(
-    tmp_path: Path, wechat: Running, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    temporary = tmp_path / "tmp"
-    temporary.mkdir()
-    monkeypatch.setenv("TMPDIR", str(temporary))
+def test_reloads_lose_no_count_and_leave_no_files(tmp_path: Path, temporary: Path, wechat: Running) -> None:
     with service(tmp_path, wechat_url=wechat.url, WORKERS="2", OPS_TOKEN=OPS_TOKEN) as it:
-        (folder,) = temporary.iterdir()
+        (folder,) = temporary.glob("authsvc-*")
         for number in range(1, 4):
             assert it.log_in(it.mint(f"user-{number}")).status_code == 200
             assert scraped(it)["authsvc_tokens_issued_total"] == number
@@ -132,13 +139,10 @@ def test_reloads_lose_no_count_and_leave_no_files(
 
 
 def test_a_login_does_not_fail_because_where_the_workers_count_is_gone(
-    tmp_path: Path, wechat: Running, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, temporary: Path, wechat: Running
 ) -> None:
-    temporary = tmp_path / "tmp"
-    temporary.mkdir()
-    monkeypatch.setenv("TMPDIR", str(temporary))
     with service(tmp_path, wechat_url=wechat.url, OPS_TOKEN=OPS_TOKEN) as it:
-        (folder,) = temporary.iterdir()
+        (folder,) = temporary.glob("authsvc-*")
         shutil.rmtree(folder)
         assert it.log_in().status_code == 200
         assert it.check("x")["reason"] == "malformed"
@@ -148,6 +152,8 @@ def test_a_login_does_not_fail_because_where_the_workers_count_is_gone(
         wait_for(f"{it.url}/healthz", it.process, it.log)
         it.token()
         assert scraped(it)["authsvc_tokens_issued_total"] == 1  # of the new worker, in a new folder
+        with metrics_folder(is_needed=True):
+            assert folder.is_dir()  # another service that starts sees that it is in use
 
 
 def test_without_a_place_for_temporary_files_the_service_starts_where_no_figures_are_wanted(
@@ -175,13 +181,86 @@ def test_a_reload_brings_the_route_and_takes_it_away(tmp_path: Path, wechat: Run
 
 
 def test_where_the_workers_count_is_gone_when_the_service_has_ended(
-    tmp_path: Path, wechat: Running, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, temporary: Path, wechat: Running
 ) -> None:
-    temporary = tmp_path / "tmp"
-    temporary.mkdir()
-    monkeypatch.setenv("TMPDIR", str(temporary))
     with service(tmp_path, wechat_url=wechat.url, OPS_TOKEN=OPS_TOKEN) as it:
         it.token()
-        assert [path.stat().st_mode & 0o777 for path in temporary.iterdir()] == [0o700]
+        assert [path.stat().st_mode & 0o777 for path in temporary.glob("authsvc-*")] == [0o700]
         assert it.stop() == 0
-    assert list(temporary.iterdir()) == []
+    assert list(temporary.glob("authsvc-*")) == []
+
+
+# ---- what a killed service leaves behind ----------------------------------------------------------
+
+
+def test_what_a_killed_service_left_is_removed_by_the_next_one_and_nobody_elses(
+    tmp_path: Path, temporary: Path, wechat: Running
+) -> None:
+    with (
+        metrics_folder(is_needed=True) as of_this_process,
+        service(tmp_path, wechat_url=wechat.url, OPS_TOKEN=OPS_TOKEN) as it,
+    ):
+        (left,) = set(temporary.glob("authsvc-*")) - {of_this_process}
+        (worker,) = children(it.process.pid)
+        os.kill(worker, signal.SIGSTOP)  # it would end soon: one that hangs is no service either
+        try:
+            it.stop(signal.SIGKILL)
+            assert left.is_dir()
+            with metrics_folder(is_needed=True) as of_the_next:
+                assert set(temporary.glob("authsvc-*")) == {of_this_process, of_the_next}
+        finally:
+            os.kill(worker, signal.SIGKILL)
+
+
+def test_nothing_is_removed_that_only_has_the_name(tmp_path: Path, temporary: Path) -> None:
+    with metrics_folder(is_needed=True) as folder:
+        assert folder is not None
+        start = folder.name[: folder.name.rindex("-") + 1]
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "precious").touch()
+    (temporary / f"{start}link").symlink_to(elsewhere)
+    (temporary / f"{start}file").touch()
+    of_others = temporary / f"{start}others"
+    of_others.mkdir()
+    is_root = os.geteuid() == 0
+    if is_root:  # else everything here is of one user
+        os.chown(of_others, 65_534, 65_534)
+    with metrics_folder(is_needed=True):
+        pass
+    assert (elsewhere / "precious").exists()
+    assert (temporary / f"{start}link").is_symlink()
+    assert (temporary / f"{start}file").exists()
+    assert of_others.exists() is is_root
+
+
+def test_a_service_that_starts_removes_no_folder_that_another_one_is_about_to_have(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = tempfile.mkdtemp
+    seen = []
+
+    def make_while_another_starts(**options: Any) -> str:
+        made: str = make(**options)
+        monkeypatch.setattr("tempfile.mkdtemp", make)
+        with metrics_folder(is_needed=True):
+            seen.append(Path(made).is_dir())
+        return made
+
+    monkeypatch.setattr("tempfile.mkdtemp", make_while_another_starts)
+    with metrics_folder(is_needed=True) as folder:
+        assert folder is not None
+        assert folder.is_dir()
+    assert seen == [True]
+
+
+def test_where_nothing_can_be_locked_the_service_counts_all_the_same(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(_file: int, _operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with metrics_folder(is_needed=True) as one, metrics_folder(is_needed=True) as other:
+        assert {one, other} == set(temporary.glob("authsvc-*"))
+    assert list(temporary.glob("authsvc-*")) == []
