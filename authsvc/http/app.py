@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 from flask import Flask
 
 from authsvc.http import checklogin, health, login, operators, session, wellknown
@@ -40,7 +43,24 @@ def create_app(services: Services) -> Flask:
     if services.login_limit is not None:
         install_login_limit(app, services.login_limit)
     install_reference(app, issuer=services.issuer)
+    _take_paths_literally(app)
     install_proxies(app, trusted=services.trusted_proxies)
     if services.fast_lane:
         app.wsgi_app = FastLane(app.wsgi_app, services)  # type: ignore[method-assign]
     return app
+
+
+def _take_paths_literally(app: Flask) -> None:
+    """werkzeug takes `//login` for `/login`, whatever it was told of slashes: it drops those that a path begins with.
+
+    A proxy's rules for `/login` would not be in force for it.
+    """
+    inner = app.wsgi_app
+
+    def literal(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        path: str = environ["PATH_INFO"]
+        if not path.startswith("/") or path.startswith("//"):
+            environ = environ | {"PATH_INFO": f"/%2F{path}"}  # a segment that no route has
+        return inner(environ, start_response)
+
+    app.wsgi_app = literal  # type: ignore[method-assign]

@@ -132,7 +132,9 @@ def test_readyz_fails_when_what_is_signed_does_not_verify() -> None:
     "path",
     [
         *("/", "/logout", "/metric", "/session", "/session/", "/session/other", "/login/", "/LOGIN", "/\0"),
-        "/.well-known//jwks.json",
+        *("/.well-known//jwks.json", "//.well-known/jwks.json", "//login", "///login", "//checklogin", "//metrics"),
+        *("//session/check", "//healthz", "/./login", "/session/../login", "/login;x", "/login\\", "login", "*"),
+        "http://auth.example.com/login",
     ],
 )
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
