@@ -99,6 +99,33 @@ def test_the_port_that_some_proxies_write_is_no_part_of_the_address(forms: tuple
     assert log_in(client, "127.0.0.1", **{"X-Forwarded-For": "203.0.113.2:4444"}).status_code == 200
 
 
+@pytest.mark.parametrize("trusted", [1, 2])
+@pytest.mark.parametrize(
+    "written",
+    [
+        *("198.51.100.%d", "198.51.100.%d, 198.51.100.%d", "unknown%d", ",,%d,", "[2001:db8:%d::1]", "2001:db8:%d::1"),
+        *('"198.51.100.%d', '"198.51.100.%d\\', '[2001:db8:%d::1]"', '198.51.100.%d, "[2001:db8::1]", "'),
+    ],
+)
+def test_whatever_a_client_writes_before_what_proxies_add_does_not_count(written: str, trusted: int) -> None:
+    client = FakeService(login_limit=TWO_A_DAY, trusted_proxies=trusted).client()
+
+    def status(address: str, number: int) -> int:
+        forwarded = [written.replace("%d", str(number)), address, *["10.0.0.1"] * (trusted - 1)]
+        return log_in(client, "127.0.0.1", **{"X-Forwarded-For": ", ".join(forwarded)}).status_code
+
+    assert [status("203.0.113.1", number) for number in range(3)] == [200, 200, 429]
+    assert status("203.0.113.2", 3) == 200
+    assert log_in(client, "127.0.0.1").status_code == 200  # and it is not taken for the proxy
+
+
+def test_an_address_with_more_behind_it_than_a_port_is_none() -> None:
+    client = FakeService(login_limit=TWO_A_DAY, trusted_proxies=1).client()
+    forms = [f"[2001:db8:{number}::1]x" for number in range(3)]
+    statuses = [log_in(client, "127.0.0.1", **{"X-Forwarded-For": form}).status_code for form in forms]
+    assert statuses == [200, 200, 429]
+
+
 def test_without_a_trusted_proxy_nobody_is_another_client_by_saying_so() -> None:
     client = FakeService(login_limit=TWO_A_DAY).client()
     statuses = [log_in(client, **{"X-Forwarded-For": f"198.51.100.{number}"}).status_code for number in range(3)]
