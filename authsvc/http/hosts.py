@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from functools import lru_cache
 from typing import Final
 from urllib.parse import urlsplit
@@ -19,6 +20,9 @@ _PRIVATE_ENDINGS: Final = (
     *(".local", ".localhost", ".internal", ".svc", ".lan", ".home.arpa", ".intranet", ".private", ".corp", ".home"),
     *(".consul", ".test"),
 )
+
+# RFC 3986, 3.2.2, without what no name has; urlsplit makes a name of nearly everything. None at all is HTTP/1.0.
+_HOST: Final = re.compile(r"(\[[0-9A-Za-z:.%_~-]+\]|[0-9A-Za-z_-]{1,63}(\.[0-9A-Za-z_-]{1,63})*\.?)?(:[0-9]*)?")
 
 
 def install_host_check(app: Flask, *, issuer: str, more: tuple[str, ...]) -> None:
@@ -37,6 +41,8 @@ def install_host_check(app: Flask, *, issuer: str, more: tuple[str, ...]) -> Non
 @lru_cache(maxsize=256)
 def is_host_of(host: str, issuer: str, more: tuple[str, ...]) -> bool:
     """Whether a Host header may mean the service of this issuer."""
+    if not _HOST.fullmatch(host):
+        return False
     try:
         name, issuer_name = urlsplit(f"//{host}").hostname or "", urlsplit(issuer).hostname
     except ValueError:
@@ -44,8 +50,6 @@ def is_host_of(host: str, issuer: str, more: tuple[str, ...]) -> bool:
     name = name.removesuffix(".")
     if name == issuer_name or name in more:
         return True
-    if not name:
-        return host == "" or host.startswith(":")  # HTTP/1.0
     if "." not in name and ":" not in name:
         return True
     if name.endswith(_PRIVATE_ENDINGS):

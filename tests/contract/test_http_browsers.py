@@ -119,6 +119,8 @@ def test_the_issuers_name_an_address_and_a_private_name_are_this_service(host: s
     [
         *("evil.example", f"{ISSUER.removeprefix('https://')}.evil.example", "127.0.0.1.nip.io", "evil.example:443"),
         *("xlocal.evil", "1.2.3.4.5", "[::1", "local.evil.example"),
+        *("[::1]evil.example", "[::1].evil.example", f"evil.example@{ISSUER.removeprefix('https://')}"),
+        *("evil.example\\x.local", "evil.example;x.local", "evil.example'.local", "evil.example/x.local", "127.1"),
     ],
 )
 def test_another_public_name_is_refused_but_to_probes_and_verifiers(host: str) -> None:
