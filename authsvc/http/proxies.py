@@ -32,7 +32,9 @@ def install_proxies(app: Flask, *, trusted: int) -> None:
         # that we answer with never come from a request.
         told = environ.get("HTTP_X_FORWARDED_FOR", "").split(",")
         if len(told) >= trusted and told != [""]:
-            environ["REMOTE_ADDR"] = told[-trusted].strip()
+            theirs = [word.strip() for word in told[-trusted:]]
+            # An empty one is what the server makes of a whole line that is not ASCII: so the places are not known.
+            environ["REMOTE_ADDR"] = theirs[0] if all(theirs) else ""
         return inner(environ, start_response)
 
     app.wsgi_app = behind_proxies  # type: ignore[method-assign]

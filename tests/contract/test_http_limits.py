@@ -119,6 +119,14 @@ def test_whatever_a_client_writes_before_what_proxies_add_does_not_count(written
     assert log_in(client, "127.0.0.1").status_code == 200  # and it is not taken for the proxy
 
 
+@pytest.mark.parametrize("trusted", [1, 2])
+def test_where_a_line_could_not_be_read_the_one_before_it_names_nobody(trusted: int) -> None:
+    client = FakeService(login_limit=TWO_A_DAY, trusted_proxies=trusted).client()
+    forms = [f"198.51.100.{number}, " for number in range(3)]
+    statuses = [log_in(client, "127.0.0.1", **{"X-Forwarded-For": form}).status_code for form in forms]
+    assert statuses == [200, 200, 429]
+
+
 def test_an_address_with_more_behind_it_than_a_port_is_none() -> None:
     client = FakeService(login_limit=TWO_A_DAY, trusted_proxies=1).client()
     forms = [f"[2001:db8:{number}::1]x" for number in range(3)]
