@@ -1,4 +1,4 @@
-"""Apps that the benchmark runs on our own server beside ours: `python -m tests.bench.peers NAME PORT`.
+"""Apps that the benchmark runs on our own server beside ours: `python -m tests.bench.peers NAME PROCESSES PORT`.
 
 The public key that flask-jwt-extended verifies with comes on stdin.
 """
@@ -24,6 +24,11 @@ def raw(_environ: dict[str, Any], start_response: Callable[..., Any]) -> list[by
     """The least that a WSGI app can do."""
     start_response("200 OK", [("Content-Type", "application/json"), ("Cache-Control", "no-store")])
     return [_BODY]
+
+
+async def raw_rsgi(_scope: Any, protocol: Any) -> None:
+    """The same of an app of granian's own kind, which has no threads."""
+    protocol.response_bytes(200, [("content-type", "application/json"), ("cache-control", "no-store")], _BODY)
 
 
 def flask_hello() -> Flask:
@@ -57,22 +62,26 @@ def flask_jwt_extended() -> Flask:
 
 _APPS: Final[dict[str, Callable[[], Callable[..., Any]]]] = {
     "raw": lambda: raw,
+    "raw-rsgi": lambda: raw_rsgi,
     "flask": flask_hello,
     "flask-jwt-extended": flask_jwt_extended,
 }
 
 
 def main() -> None:
-    app = _APPS[sys.argv[1]]()
-    host, port = free_address("127.0.0.1", int(sys.argv[2]))[1][:2]
+    kind, processes, wanted_port = sys.argv[1:]
+    app = _APPS[kind]()
+    host, port = free_address("127.0.0.1", int(wanted_port))[1][:2]
+    is_rsgi = kind == "raw-rsgi"
     server = MPServer(
         "bench",
         address=host,
         port=port,
-        interface=Interfaces.WSGI,
+        interface=Interfaces.RSGI if is_rsgi else Interfaces.WSGI,
         http=HTTPModes.http1,
         websockets=False,
-        blocking_threads=_THREADS,
+        workers=int(processes),
+        blocking_threads=1 if is_rsgi else _THREADS,
         log_enabled=False,
     )
     server.serve(target_loader=lambda: app, wrap_loader=False)

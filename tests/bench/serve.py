@@ -1,248 +1,219 @@
-"""What `GET /checklogin` costs on the real server, beside the servers that others would write for it.
+"""What `GET /checklogin` and `POST /login` cost on the real server, beside the servers that others would write for it.
 
-`python -m tests.bench.serve`. Each server has one core and one process, and wrk has the other core; all take turns,
-several rounds of them. Absolute figures move by a third from hour to hour: believe the ratios.
+`python -m tests.bench.serve`; with `--full` more and longer rounds. Each server has one core and one process; wrk, the
+clients that log in and WeChat have the other core. All take turns, several rounds of them, and figures are medians. A
+second pass, with two processes each, is for information: whoever asks shares the cores. Absolute figures move by a
+third from hour to hour: believe the ratios.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
-import json
 import os
-import re
-import shutil
-import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Final
 
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from rich.console import Console
-from rich.table import Table
 
-from authsvc.claims import Claims
-from authsvc.keyfiles import KeyFolder
-from authsvc.tokens import sign_token
-from tests.support.service import APPID, ISSUER, clean_environment, free_port, sandbox, service, wait_for
+from tests.bench.serving import figures, tables
+from tests.bench.serving.asking import CONNECTIONS, Target, Wrk
+from tests.bench.serving.contenders import (
+    COUNTING,
+    EXTENDED,
+    FLASK,
+    GUNICORN,
+    JWT,
+    MAP,
+    OURS,
+    PLAIN,
+    RAW,
+    RAW_RSGI,
+    Contenders,
+    WeChat,
+    on_core,
+    wechat,
+)
+from tests.bench.serving.figures import (
+    ALONE,
+    CHECKLOGIN,
+    CLIENTS,
+    DELAYS_MS,
+    GARBAGE,
+    NEVER_SEEN,
+    SEEN,
+    WAITING,
+    Book,
+    labelled,
+    login_scenario,
+    waiting_scenario,
+)
+from tests.bench.serving.load import Run
+from tests.bench.serving.logins import Crowd, log_in
+from tests.bench.serving.machine import BUSY, CLIENT_CORE, CORES, Others, memory_of, others_now
 
-ROUNDS: Final = 3
-ROUND_S: Final = 4
-CONNECTIONS: Final = 32
-NEVER_SEEN: Final = 40_000  # tokens in turn: four times as many as a worker remembers
-SERVER_CORE: Final = 0
-CLIENT_CORE: Final = 1
-
-NODE: Final = Path(__file__).parent / "node"
-OPS_TOKEN: Final = "ops-token-of-an-operator"
-
-# wrk asks with what the script gives it; one token after another, from a file of them.
-SCRIPT: Final = """
-local tokens, number = {}, 0
-for line in io.lines(os.getenv("TOKENS")) do tokens[#tokens + 1] = "/checklogin?token=" .. line end
-request = function()
-  number = number % #tokens + 1
-  return wrk.format("GET", tokens[number])
-end
-"""
+_AIMED_AT: Final = (OURS, JWT)
+_LOG_IN: Final = (OURS, JWT, GUNICORN, MAP)
 
 
 @dataclass(frozen=True)
-class Contender:
-    name: str
-    url: str
-    pid: int  # of the process that answers
-    tokens: Path
+class Plan:
+    rounds: int
+    seconds: int  # of each run
+    clients_of_two: tuple[int, ...]  # who log in where there are two processes
+    clients_of_others: tuple[int, ...]  # who log in where there is no aim
+    waits_ms: tuple[int, ...]  # how long WeChat takes while checklogin is asked
+    asked_then: tuple[str, ...]
 
 
-@dataclass
-class Found:
-    per_s: list[float] = field(default_factory=list)
-    p99_ms: list[float] = field(default_factory=list)
-    cpu_us: list[float] = field(default_factory=list)  # of the server, for a request
+QUICK: Final = Plan(
+    rounds=3,
+    seconds=1,
+    clients_of_two=(50,),
+    clients_of_others=(50,),
+    waits_ms=(100,),
+    asked_then=(OURS, GUNICORN, JWT),
+)
+FULL: Final = Plan(
+    rounds=5, seconds=4, clients_of_two=CLIENTS, clients_of_others=CLIENTS, waits_ms=(100, 2_000), asked_then=_LOG_IN
+)
+
+Measurement = tuple[str, str, Callable[[], Run]]
+"""A scenario, who is asked, and a run of it."""
 
 
 def main() -> None:
-    console = Console(width=None if os.isatty(1) else 140)
-    wrk = shutil.which("wrk") or shutil.which("wrk", path=".venv/peers/usr/bin")
-    if wrk is None:
-        console.print("wrk is missing (Debian: apt-get install wrk): nothing was measured")
-        return
-    load_before = os.getloadavg()[0]
-    found: dict[str, Found] = {}
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.serve")
+    parser.add_argument("--full", action="store_true", help="more and longer rounds: half an hour, not some minutes")
+    plan = FULL if parser.parse_args().full else QUICK
+    console = Console(width=None if os.isatty(1) else 160)
+    say = partial(console.print, highlight=False, markup=False)
+    load = f"load average {os.getloadavg()[0]:.2f}"
+    _say_who_is_at_work(say, f"before: {load}, others use", others_now())
+    began, others = time.monotonic(), Others()
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        contenders = _contenders(stack, folder, console)
-        for _ in range(ROUNDS):
-            for contender in contenders:
-                _measure(wrk, contender, found.setdefault(contender.name, Found()), folder)
-    console.print(_table(found))
-    for line in _aims({name: statistics.median(each.per_s) for name, each in found.items()}):
-        console.print(line, highlight=False)
-    load = f"{load_before:.1f} before, {os.getloadavg()[0]:.1f} after, on {os.cpu_count()} cores"
-    console.print(f"load average: {load}", highlight=False)
+        try:
+            wrk = Wrk(folder)
+        except FileNotFoundError as error:
+            say(f"{error}: nothing was measured")
+            return
+        it = stack.enter_context(wechat(folder))
+        for processes in (1, 2):
+            at = folder / str(processes)
+            at.mkdir()
+            _measure(wrk, it, at, plan, processes=processes, console=console)
+    load = f"load average {os.getloadavg()[0]:.2f}"
+    took = f"it took {time.monotonic() - began:.0f} s"
+    _say_who_is_at_work(say, f"after: {load}; {took}, in which others used", others.share())
 
 
-def _contenders(stack: contextlib.ExitStack, folder: Path, console: Console) -> list[Contender]:
-    os.sched_setaffinity(0, {SERVER_CORE})  # whoever is started from here has it too
-    wechat = stack.enter_context(sandbox(folder))
-    at_work = partial(service, wechat_url=wechat.url, ACCESS_LOG="login", WORKERS="1")
-    ours = stack.enter_context(at_work(_made(folder / "ours")))
-    shutil.copytree(folder / "ours" / "keys", folder / "counting" / "keys")
-    shutil.copytree(folder / "ours" / "keys", folder / "plain" / "keys")
-    counting = stack.enter_context(at_work(folder / "counting", OPS_TOKEN=OPS_TOKEN))
-    plain = stack.enter_context(at_work(folder / "plain", FAST_LANE="0"))
-    token = ours.token()
-    seen, never_seen, garbage = (folder / name for name in ("seen", "never-seen", "garbage"))
-    seen.write_text(f"{token}\n")
-    garbage.write_text(f"{token[:-8]}AAAAAAAA\n")
-    public_key = _sign_many(folder / "ours" / "keys", never_seen)
-    made = [
-        Contender("authsvc, seen tokens", ours.url, _worker(ours.process.pid), seen),
-        Contender("authsvc, never-seen tokens", ours.url, _worker(ours.process.pid), never_seen),
-        Contender("authsvc, garbage", ours.url, _worker(ours.process.pid), garbage),
-        Contender("authsvc with /metrics, seen", counting.url, _worker(counting.process.pid), seen),
-        Contender("authsvc without its fast lane, seen", plain.url, _worker(plain.process.pid), seen),
-    ]
-    given = json.dumps({"token": token, "publicKey": public_key})
-    for name, kind in (("Express, look-up in a map", "map"), ("Express + jsonwebtoken", "jwt")):
-        if not (NODE / "node_modules").exists() and shutil.which("npm"):
-            subprocess.run(["npm", "ci", "--prefix", str(NODE), "--no-audit", "--no-fund"], check=False)
-        if shutil.which("node") is None or not (NODE / "node_modules").exists():
-            console.print(f"MISSING: {name}")
-            continue
-        made.append(_started(stack, folder, name, ["node", str(NODE / "servers.mjs"), kind], given, seen))
-    for name, kind in (
-        ("flask-jwt-extended", "flask-jwt-extended"),
-        ("hello-world, Flask", "flask"),
-        ("hello-world, raw WSGI", "raw"),
-    ):
-        command = [sys.executable, "-m", "tests.bench.peers", kind]
-        made.append(_started(stack, folder, f"{name}, on our server", command, public_key, seen))
-    os.sched_setaffinity(0, {CLIENT_CORE})
-    return made
+def _say_who_is_at_work(say: Callable[[str], None], what: str, share: float) -> None:
+    say(f"{what} {share:.0%} of {os.cpu_count()} cores")
+    if share > BUSY:
+        say("NOT IDLE: others are at work on this machine. Do not believe the figures; measure again without them.")
+    if len(CORES) == 1:
+        say("ONE CORE: whoever asks shares it with the servers.")
 
 
-def _made(folder: Path) -> Path:
-    folder.mkdir()
-    return folder
+def _measure(wrk: Wrk, it: WeChat, folder: Path, plan: Plan, *, processes: int, console: Console) -> None:
+    """A pass: start all, let them take turns, print what came of it."""
+    say = partial(console.print, highlight=False, markup=False)
+    is_first = processes == 1
+    rounds = plan.rounds if is_first else 1
+    clients = CLIENTS if is_first else plan.clients_of_two
+    book = Book()
+    with contextlib.ExitStack() as stack:
+        contenders = Contenders(stack, folder, it, processes=processes, say=say)
+        asked = _asked(wrk, contenders, plan.seconds)
+        logged_in = _logged_in(it, contenders, plan, clients)
+        waited = _waited(wrk, it, contenders, plan) if is_first else []
+        # After them no process is started but wrk.
+        stack.enter_context(on_core(CLIENT_CORE) if is_first else contextlib.nullcontext())
+        _warm(wrk, it, contenders)
+        for part in (asked, logged_in, waited):
+            for _ in range(rounds):
+                for scenario, label, run in part:
+                    book.note(scenario, label, run())
+        memory = {name: memory_of(server.pids) for name, server in contenders.servers.items()}
+        servers = contenders.servers
+    by = "one process on one core" if is_first else "two processes on all cores, for information"
+    runs = f"median of {rounds} rounds of {plan.seconds} s" if rounds > 1 else f"one run of {plan.seconds} s"
+    console.print(tables.checklogin_table(book, f"GET /checklogin, {by}, {CONNECTIONS} connections, {runs}"))
+    title = f"POST /login, {by}, {runs}"
+    console.print(tables.login_table(book, servers, clients=clients, delays_ms=DELAYS_MS, title=title))
+    if is_first:
+        console.print(tables.waiting_table(book, plan.waits_ms))
+    console.print(tables.memory_table(memory, f"Memory after that, {by}"))
+    if is_first:
+        places = servers[OURS].places
+        assert places is not None
+        console.print(tables.aims_table(figures.aims(book, places=places)))
+        title = "This service on granian, by the same on gunicorn"
+        console.print(tables.ratios_table(figures.granian_by_gunicorn(book), title))
 
 
-def _sign_many(keys: Path, to: Path) -> str:
-    """Tokens of the service's own key, in a file. Returns its public key."""
-    now = int(time.time())
-    key = KeyFolder(keys, group_read=False).load(now=now).signing_key(now=now)
-    with to.open("w") as file:
-        for number in range(NEVER_SEEN):
-            claims = Claims(
-                issuer=ISSUER,
-                audience="api",
-                openid=f"oABC-def_{number:08}",
-                appid=APPID,
-                issued_at=now,
-                expires_at=now + 7200,
-                jti=f"{number:022}",
-                sid=f"{number:022}",
-                auth_time=now,
-            )
-            file.write(sign_token(claims, key, typ="at+jwt") + "\n")
-    public: bytes = key.key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    return public.decode()
+def _warm(wrk: Wrk, it: WeChat, contenders: Contenders) -> None:
+    """Node compiles what it has seen often; the first round would be another's than the others."""
+    it.answer_after(0)
+    for server in (contenders.servers[name] for name in _LOG_IN if name in contenders.servers):
+        wrk.ask(Target(server.name, server, contenders.tokens.seen), seconds=1)
+        log_in(server, it, 50, seconds=1)
 
 
-def _worker(main: int) -> int:
-    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(main)], capture_output=True, text=True, check=False)
-    return int(listed.stdout.split()[0])
-
-
-def _started(
-    stack: contextlib.ExitStack, folder: Path, name: str, command: Sequence[str], stdin: str, tokens: Path
-) -> Contender:
-    port = free_port()
-    log = folder / f"{port}.log"
-    process = subprocess.Popen(
-        [*command, str(port)],
-        stdin=subprocess.PIPE,
-        stdout=log.open("wb"),
-        stderr=subprocess.STDOUT,
-        env=clean_environment(),
-    )
-    stack.callback(_ended, process)
-    assert process.stdin is not None
-    process.stdin.write(stdin.encode())
-    process.stdin.close()
-    wait_for(f"http://127.0.0.1:{port}/checklogin", process, log)
-    answers = _worker(process.pid) if command[0] == sys.executable else process.pid
-    return Contender(name, f"http://127.0.0.1:{port}", answers, tokens)
-
-
-def _ended(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    process.wait(20)
-
-
-def _measure(wrk: str, contender: Contender, found: Found, folder: Path) -> None:
-    script = folder / "ask.lua"
-    script.write_text(SCRIPT)
-    with _cpu_of(contender.pid) as cpu:
-        done = subprocess.run(
-            [wrk, "-t1", f"-c{CONNECTIONS}", f"-d{ROUND_S}", "--latency", "-s", str(script), contender.url],
-            capture_output=True,
-            text=True,
-            check=True,
-            env=os.environ | {"TOKENS": str(contender.tokens)},
+def _asked(wrk: Wrk, contenders: Contenders, seconds: int) -> Sequence[Measurement]:
+    servers, tokens = contenders.servers, contenders.tokens
+    targets = [
+        Target(labelled(name, kind), servers[name], file, is_login=kind != GARBAGE)
+        for kind, file, names in (
+            (SEEN, tokens.seen, (OURS, COUNTING, PLAIN, GUNICORN, MAP, JWT, EXTENDED, FLASK, RAW, RAW_RSGI)),
+            (NEVER_SEEN, tokens.never_seen, (OURS, GUNICORN)),
+            (GARBAGE, tokens.garbage, (OURS,)),
         )
-    number, unit = _only(r"99%\s+([\d.]+)(us|ms|s)", done.stdout)
-    found.per_s.append(float(_only(r"Requests/sec:\s+([\d.]+)", done.stdout)[0]))
-    found.p99_ms.append(float(number) * {"us": 0.001, "ms": 1, "s": 1000}[unit])
-    found.cpu_us.append(cpu[0] / int(_only(r"(\d+) requests in", done.stdout)[0]) * 1e6)
+        for name in names
+        if name in servers
+    ]
+    return [(CHECKLOGIN, target.label, partial(wrk.ask, target, seconds=seconds)) for target in targets]
 
 
-def _only(pattern: str, text: str) -> tuple[str, ...]:
-    found = re.search(pattern, text)
-    assert found is not None, text
-    return found.groups()
+def _logged_in(it: WeChat, contenders: Contenders, plan: Plan, clients: Sequence[int]) -> Sequence[Measurement]:
+    def run(name: str, delay_ms: int, number: int) -> Run:
+        it.answer_after(delay_ms / 1000)
+        return log_in(contenders.servers[name], it, number, seconds=plan.seconds)
+
+    return [
+        (login_scenario(delay_ms, number), name, partial(run, name, delay_ms, number))
+        for delay_ms in DELAYS_MS
+        for number in clients
+        for name in _LOG_IN
+        if name in contenders.servers and (name in _AIMED_AT or number in plan.clients_of_others)
+    ]
 
 
-@contextlib.contextmanager
-def _cpu_of(pid: int) -> Iterator[list[float]]:
-    """The seconds of CPU that the process took within the block."""
-    took = [0.0]
-    before = _cpu_s(pid)
-    yield took
-    took[0] = _cpu_s(pid) - before
+def _waited(wrk: Wrk, it: WeChat, contenders: Contenders, plan: Plan) -> Sequence[Measurement]:
+    def target(name: str) -> Target:
+        return Target(name, contenders.servers[name], contenders.tokens.seen)
 
+    def run(name: str, delay_ms: int) -> Run:
+        it.answer_after(delay_ms / 1000)
+        with Crowd(contenders.servers[name], it, WAITING, seconds=plan.seconds) as crowd:
+            found = wrk.ask(target(name), seconds=plan.seconds)
+        return replace(found, errors=(*found.errors, *crowd.said()))
 
-def _cpu_s(pid: int) -> float:
-    user, system = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13]
-    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
-
-
-def _table(found: dict[str, Found]) -> Table:
-    express = statistics.median(found["Express, look-up in a map"].per_s) if "Express, look-up in a map" in found else 0
-    table = Table(
-        *("", "requests/s", "of Express's map", "p99 ms", "CPU µs a request"),
-        title=f"GET /checklogin, one process on one core, {CONNECTIONS} connections, median of {ROUNDS} rounds",
-    )
-    for name, each in found.items():
-        per_s = statistics.median(each.per_s)
-        ratio = f"{per_s / express:.2f}" if express else ""
-        figures = (f"{statistics.median(each.p99_ms):.1f}", f"{statistics.median(each.cpu_us):.0f}")
-        table.add_row(name, f"{per_s:,.0f}", ratio, *figures)
-    return table
-
-
-def _aims(per_s: dict[str, float]) -> Iterator[str]:
-    seen, raw = per_s["authsvc, seen tokens"], per_s["hello-world, raw WSGI, on our server"]
-    yield f"seen: {seen / raw:.2f} of the raw hello-world on the same server (aim: at least 0.65)"
-    if (express := per_s.get("Express, look-up in a map")) is not None:
-        yield f"seen: {seen / express:.2f} × Express's look-up in a map (aim: at least 6)"
-        yield f"never seen: {per_s['authsvc, never-seen tokens'] / express:.2f} × the same (aim: at least 1.4)"
+    return [
+        measurement
+        for name in plan.asked_then
+        if name in contenders.servers
+        for measurement in (
+            (ALONE, name, partial(wrk.ask, target(name), seconds=plan.seconds)),
+            *((waiting_scenario(wait_ms), name, partial(run, name, wait_ms)) for wait_ms in plan.waits_ms),
+        )
+    ]
 
 
 if __name__ == "__main__":
