@@ -1,12 +1,14 @@
 """Apps that the benchmark runs on our own server beside ours: `python -m tests.bench.peers NAME PROCESSES PORT`.
 
-The public key that flask-jwt-extended verifies with comes on stdin.
+One of them runs on granian alone, as whoever has no server of their own would do it. The public key that
+flask-jwt-extended verifies with comes on stdin.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 from flask import Flask
@@ -14,7 +16,9 @@ from flask_jwt_extended import JWTManager, jwt_required
 from granian.constants import HTTPModes, Interfaces
 from granian.server.mp import MPServer
 
-from authsvc.http.listener import free_address
+from authsvc.http.gateway import AtOnce, Gateway
+from authsvc.http.listener import Address, free_address
+from authsvc.http.server import serve
 
 _BODY: Final = b'{"is_login":true,"expires_in":7200}\n'
 _THREADS: Final = 64
@@ -26,9 +30,9 @@ def raw(_environ: dict[str, Any], start_response: Callable[..., Any]) -> list[by
     return [_BODY]
 
 
-async def raw_rsgi(_scope: Any, protocol: Any) -> None:
-    """The same of an app of granian's own kind, which has no threads."""
-    protocol.response_bytes(200, [("content-type", "application/json"), ("cache-control", "no-store")], _BODY)
+def at_once(*_request: Any, **_headers: Any) -> tuple[list[tuple[str, str]], bytes]:
+    """The least that the gateway can be given."""
+    return [("Content-Type", "application/json"), ("Cache-Control", "no-store")], _BODY
 
 
 def flask_hello() -> Flask:
@@ -60,31 +64,48 @@ def flask_jwt_extended() -> Flask:
     return app
 
 
-_APPS: Final[dict[str, Callable[[], Callable[..., Any]]]] = {
-    "raw": lambda: raw,
-    "raw-rsgi": lambda: raw_rsgi,
-    "flask": flask_hello,
-    "flask-jwt-extended": flask_jwt_extended,
-}
+def on_our_server(app: Callable[..., Any], address: Address, processes: int, *, quick: AtOnce | None = None) -> None:
+    serve(
+        lambda: Gateway(app, threads=_THREADS, longest_body=lambda _path: 0, at_once=quick),
+        address=address,
+        workers=processes,
+        stop_within_s=5,
+        on_listening=lambda: None,
+        on_ready=lambda: None,
+        on_reload=lambda: None,
+        on_stopping=lambda: None,
+        on_worker_end=lambda _pid: None,
+        hangup_ends=False,
+    )
 
 
-def main() -> None:
-    kind, processes, wanted_port = sys.argv[1:]
-    app = _APPS[kind]()
-    host, port = free_address("127.0.0.1", int(wanted_port))[1][:2]
-    is_rsgi = kind == "raw-rsgi"
+def on_granian(app: Callable[..., Any], address: Address, processes: int) -> None:
+    host, port = address[1][:2]
     server = MPServer(
         "bench",
         address=host,
         port=port,
-        interface=Interfaces.RSGI if is_rsgi else Interfaces.WSGI,
+        interface=Interfaces.WSGI,
         http=HTTPModes.http1,
         websockets=False,
-        workers=int(processes),
-        blocking_threads=1 if is_rsgi else _THREADS,
+        workers=processes,
+        blocking_threads=_THREADS,
         log_enabled=False,
     )
     server.serve(target_loader=lambda: app, wrap_loader=False)
+
+
+_SERVE: Final[dict[str, Callable[[Address, int], None]]] = {
+    "raw": partial(on_our_server, raw, quick=at_once),
+    "raw-wsgi": partial(on_granian, raw),
+    "flask": lambda address, processes: on_our_server(flask_hello(), address, processes),
+    "flask-jwt-extended": lambda address, processes: on_our_server(flask_jwt_extended(), address, processes),
+}
+
+
+def main() -> None:
+    kind, processes, port = sys.argv[1:]
+    _SERVE[kind](free_address("127.0.0.1", int(port)), int(processes))
 
 
 if __name__ == "__main__":

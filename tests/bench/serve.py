@@ -33,7 +33,7 @@ from tests.bench.serving.contenders import (
     OURS,
     PLAIN,
     RAW,
-    RAW_RSGI,
+    RAW_WSGI,
     Contenders,
     WeChat,
     on_core,
@@ -171,7 +171,7 @@ def _asked(wrk: Wrk, contenders: Contenders, seconds: int) -> Sequence[Measureme
     targets = [
         Target(labelled(name, kind), servers[name], file, is_login=kind != GARBAGE)
         for kind, file, names in (
-            (SEEN, tokens.seen, (OURS, COUNTING, PLAIN, GUNICORN, MAP, JWT, EXTENDED, FLASK, RAW, RAW_RSGI)),
+            (SEEN, tokens.seen, (OURS, COUNTING, PLAIN, GUNICORN, MAP, JWT, EXTENDED, FLASK, RAW, RAW_WSGI)),
             (NEVER_SEEN, tokens.never_seen, (OURS, GUNICORN)),
             (GARBAGE, tokens.garbage, (OURS,)),
         )

@@ -33,8 +33,8 @@ MAP: Final = "Express, look-up in a map"
 JWT: Final = "Express + jsonwebtoken"
 EXTENDED: Final = "flask-jwt-extended, on our server"
 FLASK: Final = "hello-world, Flask, on our server"
-RAW: Final = "hello-world, raw WSGI, on our server"
-RAW_RSGI: Final = "hello-world, raw RSGI, on our server"
+RAW: Final = "hello-world, raw, on our server"
+RAW_WSGI: Final = "hello-world, raw WSGI, on granian"
 
 NEVER_SEEN: Final = 40_000  # tokens in turn: four times as many as a worker remembers
 _CODES_AT_ONCE: Final = 60_000
@@ -150,7 +150,7 @@ class Contenders:
             self.tokens, given = self._make_tokens()
             self._start_nodes(given)
             self._start_peer(RAW, "raw", given)
-            self._start_peer(RAW_RSGI, "raw-rsgi", given)
+            self._start_peer(RAW_WSGI, "raw-wsgi", given)
             if processes == 1:
                 self._start_ours(COUNTING, OPS_TOKEN=_OPS_TOKEN)
                 self._start_ours(PLAIN, FAST_LANE="0")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from tests.bench.serving.contenders import FLASK, GUNICORN, JWT, MAP, OURS, RAW, RAW_RSGI
+from tests.bench.serving.contenders import FLASK, GUNICORN, JWT, MAP, OURS, RAW, RAW_WSGI
 from tests.bench.serving.load import Run
 
 CHECKLOGIN: Final = "checklogin"
@@ -22,7 +22,7 @@ ALONE: Final = "alone"
 
 
 def labelled(name: str, kind: str) -> str:
-    return name if name in (FLASK, RAW, RAW_RSGI) else f"{name}, {kind}"  # they do not look at tokens
+    return name if name in (FLASK, RAW, RAW_WSGI) else f"{name}, {kind}"  # they do not look at tokens
 
 
 def login_scenario(delay_ms: int, clients: int) -> str:
@@ -121,7 +121,7 @@ def aims(book: Book, *, places: int) -> Iterator[Aim]:
     seen = CHECKLOGIN, labelled(OURS, SEEN)
     express = CHECKLOGIN, labelled(MAP, SEEN)
     yield Aim("seen, by Express's look-up in a map", book.ratio(seen, express), least=6)
-    for raw in (RAW, RAW_RSGI):
+    for raw in (RAW, RAW_WSGI):
         yield Aim(f"seen, by {raw}", book.ratio(seen, (CHECKLOGIN, labelled(raw, SEEN))), least=0.65)
     never_seen = CHECKLOGIN, labelled(OURS, NEVER_SEEN)
     yield Aim("never seen, by Express's look-up in a map", book.ratio(never_seen, express), least=1.4)
