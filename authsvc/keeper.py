@@ -15,12 +15,12 @@ from typing import Any, Final
 
 import structlog
 
+from authsvc.audit import KeyAudit
 from authsvc.clock import Clock
 from authsvc.errors import KeysConflict, KeysError, StoreUnavailable
 from authsvc.keyfiles import KeyFolder, part_files
-from authsvc.keyreport import changes
 from authsvc.keyring import Keyring
-from authsvc.keyset import Keyset, Kind
+from authsvc.keyset import Keyset
 from authsvc.rotation import has_ended_part, needs_tick, tick
 
 _STOP_WITHIN_S: Final = 3.0
@@ -59,14 +59,18 @@ class KeyKeeper:
         rotation: Rotation,
         remember: Callable[[Mapping[str, int]], None],
         clock_offset: float | None = None,
+        audit: KeyAudit | None = None,
     ) -> None:
         """`remember` gets every revoked key once (id → Unix seconds), and again until it does not raise
-        StoreUnavailable. `clock_offset`: of an earlier process, so that a clock that was set since is noticed."""
+        StoreUnavailable. `clock_offset`: of an earlier process, so that a clock that was set since is noticed.
+        `audit`: what the workers of a service share; None: of this process alone."""
         self._folder = folder
         self._keyring = keyring
         self._clock = clock
         self._rotation = rotation
         self._remember = remember
+        self._audit = KeyAudit(keyring.keyset, is_shared=False) if audit is None else audit
+        self._is_told = True
         self._version: object = _NONE_READ
         self._read_again_at = 0.0
         self._remembered: set[str] = set()
@@ -107,6 +111,8 @@ class KeyKeeper:
     def look(self) -> None:
         """Take over a newer manifest, and do what is due. Never raises what the folder or the store may do."""
         self._reload()
+        if not self._is_told:
+            self._is_told = self._audit.saw(self._keyring.keyset, now=self._clock.now())
         self._remember_revoked()
         steady = self._clock_is_steady()
         if self._problem is None and steady and not self._folder.is_read_only and self._is_due() and self._tick():
@@ -143,6 +149,7 @@ class KeyKeeper:
         if found.keyset != self._keyring.keyset:
             self._gone = (self._gone | part_files(self._keyring.keyset)) - part_files(found.keyset)
             self._keyring = found
+            self._is_told = False
             now = self._clock.now()
             _log.info("keys_loaded", generation=found.keyset.generation, kid=found.signing_key(now=now).kid)
 
@@ -219,12 +226,18 @@ class KeyKeeper:
                 self._locked_since = None
                 self._clear_again_at = self._clock.monotonic() + _TRY_AGAIN_S
                 return False
-            change = self._folder.change(
-                lambda keyset, new: tick(keyset, new, now=now, rotate_every_s=every_s, alg=self._rotation.alg),
-                now=now,
-                random_bytes=self._rotation.random_bytes,
-                wait_s=0,
-            )
+            with self._audit.held() as is_ours:
+                if not is_ours:
+                    # Else a third worker could see our change before it has its line, and take it for somebody else's.
+                    raise KeysConflict("another worker of this service is at it")
+                change = self._folder.change(
+                    lambda keyset, new: tick(keyset, new, now=now, rotate_every_s=every_s, alg=self._rotation.alg),
+                    now=now,
+                    random_bytes=self._rotation.random_bytes,
+                    wait_s=0,
+                )
+                if change.is_one:
+                    self._audit.rotated(change, now=now)
         except KeysConflict as error:
             # Somebody is at it; the next look shows what came of it.
             self._locked_since = self._locked_since or self._clock.monotonic()
@@ -238,10 +251,6 @@ class KeyKeeper:
             return False
         self._ticked_at = now
         self._locked_since = None
-        if change.is_one:
-            steps = [f"{step.what} {step.key.id}" for step in changes(change.before, change.after, now=now)]
-            active = change.after.active(Kind.SIGNING, now=now)
-            _log.info("keys_rotated", generation=change.after.generation, kid=active.id, steps=steps)
         return change.is_one
 
     def _say(self, event: str, problem: str, *, level: int = logging.ERROR, **fields: Any) -> None:

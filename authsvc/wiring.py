@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 from flask import Flask
 
+from authsvc.audit import KeyAudit
 from authsvc.claims import Policy
 from authsvc.clock import Clock, SystemClock
 from authsvc.codes import Codes
@@ -59,6 +60,7 @@ class Prepared:
     keyring: Keyring
     clock_offset: float  # seconds, see keeper
     said: tuple[str, ...]
+    audit: KeyAudit
 
 
 def open_keys(settings: KeySettings) -> KeyFolder:
@@ -110,7 +112,7 @@ def prepare(settings: Settings, *, clock: Clock) -> Prepared:
         check_owner(store, users, now=now)
     finally:
         store.close()
-    return Prepared(keyring, offset_of(clock), tuple(said))
+    return Prepared(keyring, offset_of(clock), tuple(said), KeyAudit(keyring.keyset, is_shared=True))
 
 
 def init_keys(settings: KeySettings, lifecycle: Lifecycle, *, clock: Clock) -> bool:
@@ -153,6 +155,7 @@ def build_app(settings: Settings, *, inherited: Prepared | None, metrics_folder:
         rotation=Rotation(settings.keys.rotate_every_s, settings.keys.alg, os.urandom),
         remember=store.note_revoked_keys,
         clock_offset=inherited.clock_offset if inherited else None,
+        audit=inherited.audit if inherited else None,
     )
     keeper.look()
     wait_for_fit_keys(keeper, folder, store, sleep=time.sleep)

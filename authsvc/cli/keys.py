@@ -14,6 +14,7 @@ from typing import Any, Final
 import click
 
 from authsvc.cli import keysentences, keyviews
+from authsvc.cli.acts import log_change, log_first_keys
 from authsvc.cli.shared import DOTENV, console, local_time, plain_errors, relative, span
 from authsvc.clock import SystemClock
 from authsvc.drill import rehearse
@@ -100,6 +101,8 @@ def keys_init(as_json: bool, **policy: int) -> None:
     here = _here()
     made = init_keys(here.settings, Lifecycle(**policy), clock=SystemClock())
     keyset = here.folder.keyset()
+    if made:
+        log_first_keys(keyset, now=keyset.updated_at)
     if as_json:
         steps = changes(None, keyset, now=here.now) if made else ()
         _print_json(made=made, folder=str(here.folder.path), steps=[keyviews.step_json(step) for step in steps])
@@ -189,7 +192,7 @@ def keys_rotate(dry_run: bool, early: bool, as_json: bool) -> None:
     def transition(keyset: Keyset, new: Any) -> Keyset:
         return rotate(keyset, new, now=here.now, alg=here.settings.alg, early=early)
 
-    change = _apply(here, transition, dry_run=dry_run)
+    change = _rotated(here, transition, dry_run=dry_run)
     _tell(here, change, keysentences.of_rotation(change, now=here.now, early=early), dry_run=dry_run, as_json=as_json)
 
 
@@ -200,7 +203,7 @@ def keys_rotate(dry_run: bool, early: bool, as_json: bool) -> None:
 def keys_rotate_store(dry_run: bool, as_json: bool) -> None:
     """Make the next key that seals the side store; the old one goes when its last row has ended."""
     here = _here_with_keys()
-    change = _apply(here, lambda keyset, new: rotate_store(keyset, new, now=here.now), dry_run=dry_run)
+    change = _rotated(here, lambda keyset, new: rotate_store(keyset, new, now=here.now), dry_run=dry_run)
     _tell(here, change, keysentences.of_store_rotation(change, now=here.now), dry_run=dry_run, as_json=as_json)
 
 
@@ -216,7 +219,7 @@ def keys_rotate_all(dry_run: bool, as_json: bool) -> None:
         rotated = rotate_store(rotate(keyset, new, now=here.now, alg=here.settings.alg), new, now=here.now)
         return keyset.changed(now=here.now, keys=rotated.keys)
 
-    change = _apply(here, transition, dry_run=dry_run)
+    change = _rotated(here, transition, dry_run=dry_run)
     lines = [
         *keysentences.of_rotation(change, now=here.now, early=False),
         *keysentences.of_store_rotation(change, now=here.now),
@@ -237,6 +240,7 @@ def keys_tick(as_json: bool) -> None:
         return tick(keyset, new, now=here.now, rotate_every_s=every_s, alg=here.settings.alg)
 
     change = here.folder.change(transition, now=here.now, random_bytes=os.urandom)
+    log_change("keys_rotated", change, now=here.now)
     lines = ["Did what was due." if change.is_one else "Nothing was due; nothing was changed."]
     if not every_s:
         lines.append("AUTHSVC_ROTATE_EVERY is 0: keys are rotated by hand alone.")
@@ -271,6 +275,8 @@ def keys_revoke(kid: str | None, everything: bool, reason: str, yes: bool, dry_r
     if not planned.is_one:
         # It may have been interrupted, with the key's private part still there.
         done = planned if dry_run else here.folder.change(transition, now=here.now, random_bytes=os.urandom)
+        if not dry_run:
+            log_change("keys_revoked", done, now=here.now)  # somebody else may have come in between
         said, settled = ([], True) if dry_run else _settle(here, done)
         _tell(here, done, [f"Nothing was changed: {kid} is revoked already.", *said], as_json=as_json)
         sys.exit(0 if settled else 1)
@@ -279,6 +285,8 @@ def keys_revoke(kid: str | None, everything: bool, reason: str, yes: bool, dry_r
         _confirm(kid or "revoke all", warning, as_json=as_json)
         here = here.after_a_question()
     change = planned if dry_run else here.folder.change(transition, now=here.now, random_bytes=os.urandom)
+    if not dry_run:
+        log_change("keys_revoked", change, now=here.now)
     lines = [*warning] if dry_run or yes else []
     settled = True
     if not dry_run:
@@ -326,6 +334,7 @@ def keys_prune(as_json: bool) -> None:
     """Forget keys that are removed, destroy private parts that have ended, clear up after interrupted commands."""
     here = _here_with_keys()
     change = here.folder.change(lambda k, _: prune(k, now=here.now), now=here.now, random_bytes=os.urandom)
+    log_change("keys_pruned", change, now=here.now)
     forgotten = len(change.before.keys) - len(change.after.keys)
     strays = here.folder.inspect(now=here.now).strays
     lines = [f"Forgot {forgotten} removed keys." if forgotten else "No key has reached its end; none was forgotten."]
@@ -402,6 +411,7 @@ def keys_passphrase(new_file: Path | None, remove: bool, as_json: bool) -> None:
     passphrase = None if remove else _new_passphrase(new_file, as_json=as_json)
     here = here.after_a_question()
     folder, change = here.folder.change_passphrase(passphrase, now=here.now, random_bytes=os.urandom)
+    log_change("keys_rewritten", change, now=here.now)
     folder.load(now=here.now)
     if not change.is_one:
         _tell(here, change, ["The private parts are so already; nothing was changed."], as_json=as_json)
@@ -431,11 +441,13 @@ def _new_passphrase(file: Path | None, *, as_json: bool) -> str:
 # ---- what they have in common -------------------------------------------------------------------
 
 
-def _apply(here: _Here, transition: Transition, *, dry_run: bool) -> Change:
+def _rotated(here: _Here, transition: Transition, *, dry_run: bool) -> Change:
     if dry_run:
         return here.folder.plan(transition, now=here.now, random_bytes=os.urandom)
     seen = here.folder.keyset()
-    return here.folder.change(transition, now=here.now, random_bytes=os.urandom, seen=seen)
+    change = here.folder.change(transition, now=here.now, random_bytes=os.urandom, seen=seen)
+    log_change("keys_rotated", change, now=here.now)
+    return change
 
 
 def _tell(

@@ -13,6 +13,7 @@ import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from authsvc.cli.acts import log_store
 from authsvc.cli.place import opened_store, operator_settings
 from authsvc.cli.shared import console, local_time, plain_errors, relative
 from authsvc.clock import SystemClock
@@ -154,6 +155,7 @@ def store_adopt(yes: bool) -> None:
                 raise click.Abort
             take_over(store, users)
         end_move(store)
+    log_store("store_adopted", store=store_address(settings.store_url).shown)
     click.echo(f"{store_address(settings.store_url).shown} belongs to {settings.keys.path}, and is the one in use.")
 
 
@@ -205,6 +207,7 @@ def store_migrate(to_url: str, as_json: bool) -> None:
             copy = StoreCopy(source, target, users=users, source_name=source_name, now=SystemClock().now, told=told)
             proved = copy.run()
             since = copy.since
+    log_store("store_copied", store=source_name, to=target_name)
     whole = all(one.found == one.rows for one in proved)
     if as_json:
         kinds = [{"kind": p.kind, "rows": p.rows, "found": p.found, "left_out": p.left_out} for p in proved]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 import os
 import re
-import socket
 import sys
 from typing import Any, Final, Literal
 
@@ -14,6 +12,7 @@ import click
 from rich.table import Table
 from rich.text import Text
 
+from authsvc.cli.acts import log_user, operator
 from authsvc.cli.place import Place, place
 from authsvc.cli.shared import console, local_time, plain_errors, relative
 from authsvc.clock import SystemClock
@@ -95,7 +94,9 @@ def user_export(openid: str, appid: str | None, reason: str, by: str | None) -> 
         # Not who did it, and why: that is about others.
         found["audit"] = [{"at": line.at, "what": line.what} for line in _lines_of(here, user)]
         if known is not None:
-            here.store.note(_audit_line("export", user, by=by, reason=reason))
+            line = _audit_line("export", user, by=by, reason=reason)
+            here.store.note(line)
+            log_user("user_exported", here, openid, line)
     _print_json(exported_at=now, **found)
     sys.exit(0 if known is not None else _NOTHING_TO_DO)
 
@@ -136,7 +137,10 @@ def user_ban(openid: str, appid: str | None, reason: str, by: str | None, as_jso
     with place() as here:
         user = _user(here, openid, appid)
         known = here.store.user(user)
-        changed = here.store.ban(user, line=_audit_line("ban", user, by=by, reason=reason))
+        line = _audit_line("ban", user, by=by, reason=reason)
+        changed = here.store.ban(user, line=line)
+        if changed:
+            log_user("user_banned", here, openid, line)
     said = (
         f"{openid} is banned in {user.appid}: no login, no /session route. Tokens that are out are good until they end."
         if changed
@@ -159,7 +163,10 @@ def user_unban(openid: str, appid: str | None, reason: str, by: str | None, as_j
     with place() as here:
         check_not_moving(here.store, now=SystemClock().now())
         user = _user(here, openid, appid)
-        changed = here.store.unban(user, line=_audit_line("unban", user, by=by, reason=reason))
+        line = _audit_line("unban", user, by=by, reason=reason)
+        changed = here.store.unban(user, line=line)
+        if changed:
+            log_user("user_unbanned", here, openid, line)
     said = f"{openid} may log in to {user.appid} again." if changed else f"{openid} is not banned in {user.appid}."
     _tell(as_json, said, changed=changed)
 
@@ -187,7 +194,10 @@ def user_forget(openid: str, appid: str | None, reason: str, by: str | None, yes
                 raise click.Abort
         # Not before: an operator may take minutes to answer.
         check_not_moving(here.store, now=SystemClock().now())
-        gone = here.store.forget(user, line=_audit_line("forget", user, by=by, reason=reason))
+        line = _audit_line("forget", user, by=by, reason=reason)
+        gone = here.store.forget(user, line=line)
+        if gone is not None:
+            log_user("user_forgotten", here, openid, line)
     if gone is None:
         what = "Nothing is known" if known is None else "Nothing but the ban, under a keyed hash, is known"
         _tell(as_json, f"{what} of {openid} in {user.appid}; nothing was changed.", changed=False)
@@ -223,22 +233,11 @@ def _audit_line(
     _line(reason, _MAX_REASON_CHARS, "a reason")
     actor = _line(by, _MAX_ACTOR_CHARS, "--by")
     if actor is None:
-        actor = f"{_machine_user()}@{socket.gethostname()}"[:_MAX_ACTOR_CHARS]
+        actor = operator()[:_MAX_ACTOR_CHARS]
     if not actor.strip():
         raise click.UsageError("--by is empty")
     line_id = os.urandom(_LINE_ID_BYTES).hex()
     return AuditLine(line_id, SystemClock().now(), actor, what, user.appid, user.digest, reason)
-
-
-def _machine_user() -> str:
-    # Who became root for it is told apart from root.
-    name = os.environ.get("SUDO_USER", "")
-    if name and name.isprintable() and name.isascii():
-        return name
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return f"uid {os.getuid()}"  # of a container, say, which has no name for it
 
 
 def _lines_of(here: Place, user: UserId | None) -> list[AuditLine]:

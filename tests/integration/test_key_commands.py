@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ from authsvc.keyfiles import MANIFEST, KeyFolder
 from authsvc.keyset import Keyset, Kind, Lifecycle, Purpose, State
 from authsvc.rotation import revoke, rotate
 from authsvc.tokens import JwkSet
+from tests.support.commands import audit_lines
 from tests.support.service import Running, authsvc, clean_environment, service
 
 DAY = 86_400
@@ -173,7 +175,7 @@ def test_rotate_lets_a_known_standby_sign_at_once_and_a_second_run_waits_for_the
 ) -> None:
     before = keys.keyset()
     done = authsvc("keys", "rotate", cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, len(audit_lines(done.stderr))) == (0, 1)
     after = keys.keyset()
     assert _active(after) == _standby(before)
     for said in (f"{_standby(before)} signs from now on", "stays good", "private part is destroyed", "leaves the JWKS"):
@@ -476,7 +478,7 @@ def test_under_a_passphrase_no_private_part_can_be_read_without_it(tmp_path: Pat
     (tmp_path / "new").write_text(PASSPHRASE + "\n")
     before = {path: path.read_bytes() for path in keys.path.glob("*-*")}
     done = authsvc("keys", "passphrase", "--new-file", str(tmp_path / "new"), cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, len(audit_lines(done.stderr))) == (0, 1)
     assert "restarted" in done.stdout
     assert not any(path.exists() for path in before), "the old files are gone"
     contents = [path.read_bytes() for path in keys.path.glob("*-*")]
@@ -550,6 +552,62 @@ def test_an_old_backup_with_a_revoked_key_does_not_start_until_it_is_revoked_aga
     assert authsvc("keys", "revoke", stolen, "--yes", cwd=tmp_path).returncode == 0
     with service(tmp_path, wechat_url=wechat.url) as it:
         assert it.check(token) == {"is_login": False, "reason": "revoked"}
+
+
+# ---- the audit log ------------------------------------------------------------------------------
+
+
+def test_what_a_command_did_to_keys_is_one_line_of_the_audit_log(tmp_path: Path, keys: KeyFolder) -> None:
+    (tmp_path / "new").write_text(PASSPHRASE)
+    old, standby = _active(keys.keyset()), _standby(keys.keyset())
+    commands = {
+        ("rotate",): "keys_rotated",
+        ("rotate-store",): "keys_rotated",
+        ("revoke", old, "--yes", "--reason", "stolen: 3 of 4"): "keys_revoked",
+        ("passphrase", "--new-file", str(tmp_path / "new")): "keys_rewritten",
+    }
+    found: list[dict[str, Any]] = []
+    for command, event in commands.items():
+        done = authsvc("keys", *command, "--json", cwd=tmp_path)
+        (line,) = audit_lines(done.stderr)
+        assert (line["event"], line["generation"], line["level"]) == (event, len(found) + 2, "info")
+        assert line["by"].endswith(f"@{socket.gethostname()}")
+        assert json.loads(done.stdout)["generation"] == line["generation"]
+        found.append(line)
+    assert found[0]["kid"] == standby
+    assert f"takes_over {standby}" in found[0]["steps"]
+    assert f"retires {old}" in found[0]["steps"]
+    assert f"revoked {old}: stolen: 3 of 4" in found[2]["steps"]
+    assert PASSPHRASE not in str(found)
+
+
+def test_where_nothing_was_changed_there_is_no_line(tmp_path: Path, keys: KeyFolder) -> None:
+    authsvc("keys", "rotate-store", cwd=tmp_path)
+    for command in ("init", "status", "tick", "prune", "rotate-store", "rotate --dry-run", "revoke --all --dry-run"):
+        done = authsvc("keys", *command.split(), cwd=tmp_path)
+        assert (done.returncode, audit_lines(done.stderr)) == (0, []), command
+
+
+def test_the_first_keys_have_a_line_too(tmp_path: Path) -> None:
+    (line,) = audit_lines(authsvc("keys", "init", cwd=tmp_path).stderr)
+    assert (line["event"], line["generation"]) == ("keys_made", 1)
+    assert f"takes_over {line['kid']}" in line["steps"]
+
+
+def test_on_a_terminal_the_line_is_for_people(tmp_path: Path, keys: KeyFolder) -> None:
+    main, terminal = pty.openpty()
+    with open(terminal, "wb") as stderr:
+        command = [sys.executable, "-m", "authsvc", "keys", "rotate"]
+        subprocess.run(
+            command, cwd=tmp_path, env=clean_environment(), stdout=subprocess.PIPE, stderr=stderr, check=True
+        )
+    said = b""
+    while chunk := _read(main):
+        said += chunk
+    os.close(main)
+    assert b"keys_rotated" in said
+    assert b"\x1b[" in said
+    assert b"{" not in said
 
 
 # ---- make ---------------------------------------------------------------------------------------

@@ -527,6 +527,11 @@ def test_of_8_workers_of_two_services_exactly_one_does_each_rotation_and_the_oth
         (log, number): WORKERS for log in (one.log, other.log) for number in followed
     }
     assert len({event["kid"] for event in rotated}) == generation - 1
+    for it in (one, other):
+        # In the audit log of each service once: by the one that did it, or as somebody else's.
+        told = _named("keys_rotated", it.log) + _named("keys_changed", it.log)
+        assert {event["logger"] for event in told} == {"authsvc.audit"}
+        assert sorted(event["generation"] for event in told if event["generation"] in followed) == list(followed)
     assert len({_kid(token) for token in tokens}) >= 4
     for it in (one, other):
         assert not [name for name in ("keys_not_rotated", "keys_not_reloaded", "Traceback") if name in it.output()]
@@ -543,7 +548,8 @@ def test_keys_that_are_too_old_are_rotated_once_by_a_service_and_never_with_rota
     with service(tmp_path, wechat_url=wechat.url, WORKERS="2") as it:
         _until(lambda: _all_ready(it, generation=2, keys="ok"), within_s=FOLLOWS_WITHIN_S, what=it.output)
         time.sleep(2)
-        assert len(_named("keys_rotated", it.log)) == 1
+        assert [event["by"] for event in _named("keys_rotated", it.log)] == ["the service itself"]
+        assert _named("keys_changed", it.log) == []
     assert keys.keyset().generation == 2
 
 
@@ -575,6 +581,8 @@ def test_on_a_folder_for_the_group_a_service_never_rotates_says_so_and_follows_w
         assert it.check(old)["is_login"] is True
         assert "keys_not_rotated" not in it.output()
         assert "keys_rotated" not in it.output()
+        (changed,) = _named("keys_changed", it.log)
+        assert (changed["by"], changed["generation"], changed["kid"]) == ("another process", 2, kid)
 
 
 def test_a_running_service_passes_over_an_older_manifest_and_goes_on_with_its_keys(

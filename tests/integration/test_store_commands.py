@@ -28,6 +28,7 @@ from authsvc.store import (
     open_store,
     prepare_store,
 )
+from tests.support.commands import audit_lines
 from tests.support.databases import MARIADB, POSTGRESQL, REDIS, database, redis_place
 from tests.support.place import OPENID, SESSION_KEY, Place
 from tests.support.service import APPID, Running, clean_environment, service
@@ -397,6 +398,12 @@ def test_a_target_that_does_not_answer_is_said_without_its_password(here: Place)
     refused = here.run("store", "migrate", "--to", "redis://user:SECRETMARKER@127.0.0.1:1/0", status=2)
     assert "127.0.0.1:1" in refused.stderr
     assert "SECRETMARKER" not in refused.stderr + refused.stdout
+
+
+def test_what_was_done_to_a_store_is_one_line_of_the_audit_log(here: Place, other: str) -> None:
+    for command, event in ((("migrate", "--to", other), "store_copied"), (("adopt", "--yes"), "store_adopted")):
+        (line,) = audit_lines(here.run("store", *command).stderr)
+        assert (line["event"], "@" in line["by"], bool(line["store"])) == (event, True, True)
 
 
 def test_the_service_goes_on_while_its_store_is_moved_and_on_the_other_one_after(

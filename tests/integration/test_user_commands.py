@@ -15,6 +15,7 @@ import pytest
 
 from authsvc.encoding import base64url_decode
 from authsvc.store import STATE_ACTIVE, STATE_BANNED
+from tests.support.commands import audit_lines
 from tests.support.databases import MARIADB, POSTGRESQL, REDIS, database, redis_place
 from tests.support.place import OPENID, SESSION_KEY, Place
 from tests.support.service import APPID, OTHER_APPID, OTHER_SECRET, SECRET, Running, authsvc, service
@@ -126,6 +127,29 @@ def test_a_line_says_who_gave_the_command(here: Place) -> None:
     here.run("user", "unban", OPENID)
     assert {line.what: line.actor for line in here.lines()}["ban"] == "王 of support"
     assert "@" in {line.what: line.actor for line in here.lines()}["unban"]
+
+
+def test_what_was_done_to_a_user_is_one_line_of_the_audit_log_without_the_openid(here: Place) -> None:
+    here.log_in()
+    acts = {"ban": "user_banned", "export": "user_exported", "forget": "user_forgotten", "unban": "user_unbanned"}
+    for act, event in acts.items():
+        done = here.run("user", act, OPENID, "--reason", "spam", *(["--yes"] if act == "forget" else []))
+        (line,) = audit_lines(done.stderr)
+        assert (line["event"], line["by"], line["appid"], line["reason"]) == (
+            event,
+            next(kept.actor for kept in here.lines() if kept.what == act),
+            APPID,
+            "spam",
+        )
+        assert line["user"] == here.keyring.pseudonym(APPID, OPENID), "as in the lines about requests"
+        assert OPENID not in done.stderr
+    for act in ("show", "unban", "forget"):
+        status = 0 if act == "unban" else 1
+        assert audit_lines(here.run("user", act, OPENID, status=status).stderr) == []
+    (line,) = audit_lines(here.run("user", "ban", OPENID, "--by", "王 of support").stderr)
+    assert line["by"] == "王 of support"
+    assert "reason" not in line
+    assert audit_lines(here.run("user", "ban", OPENID).stderr) == [], "banned already"
 
 
 def test_who_does_not_confirm_forgets_nobody(here: Place) -> None:

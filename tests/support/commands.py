@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import subprocess
@@ -10,7 +11,7 @@ import tempfile
 from collections.abc import Mapping
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 _FORKSERVER: Final[ForkServerContext] = multiprocessing.get_context("forkserver")
 _FORKSERVER.set_forkserver_preload(["authsvc.cli.command", "pytest", __name__])
@@ -32,6 +33,12 @@ def run_command(
         return subprocess.CompletedProcess(
             ["authsvc", *args], process.exitcode, *(path.read_text("utf-8", errors="replace") for path in (out, err))
         )
+
+
+def audit_lines(log: str) -> list[dict[str, Any]]:
+    """Those of the audit log, of what a command or a service wrote to standard error."""
+    lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+    return [line for line in lines if line["logger"] == "authsvc.audit"]
 
 
 def _be_the_command(args: tuple[str, ...], cwd: Path, environment: dict[str, str], out: Path, err: Path) -> None:
