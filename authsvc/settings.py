@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import io
 import ipaddress
 import re
@@ -21,6 +22,7 @@ from authsvc.errors import SettingsError
 from authsvc.http.limits import LoginLimit, login_limit
 from authsvc.keyparts import MIN_PASSPHRASE_CHARS
 from authsvc.keyset import TOKEN_TTL_LIMIT_S
+from authsvc.spans import wanted
 from authsvc.store import store_address
 from authsvc.wechat import App
 
@@ -167,6 +169,7 @@ class Settings:
     cors_origins: tuple[str, ...]
     access_log: Literal["all", "login", "none"]
     fast_lane: bool
+    spans: bool  # wanted, by OpenTelemetry's own variables
     warnings: tuple[str, ...]  # allowed, and to be said loudly
     table: tuple[Setting, ...] = field(repr=False)
 
@@ -204,6 +207,10 @@ _ASCII_ONLY: Final = ("ISSUER", "AUDIENCE", "WECHAT_URL", "WECHAT_FALLBACK_URL")
 _KUBERNETES_LINK: Final = re.compile(r"SERVICE_(HOST|PORT.*)|PORT_[0-9]+_(TCP|UDP).*")
 
 
+# Of the extra; the API alone comes with other libraries too.
+_OTEL: Final = ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http.trace_exporter")
+
+
 class _Loader:
     """Collects problems instead of stopping at the first."""
 
@@ -216,6 +223,7 @@ class _Loader:
         if or_sandbox and not given.keys() & {"APPID", "APPS", "APPS_FILE"}:
             given.setdefault("SANDBOX", "1")
         self._given_names = frozenset(given)
+        self._environ = environ
         self._env = self._environment(given)
 
     def settings(self) -> Settings:
@@ -236,6 +244,7 @@ class _Loader:
         limited = self._login_limit(workers=env.WORKERS or self._cores)
         hosts = self._hosts()
         cors_origins = self._cors_origins()
+        spans = self._spans()
         if self._problems:
             # With the warnings: a mistyped name is often why something is missing.
             raise SettingsError(self._problems, warnings=self._warnings)
@@ -269,6 +278,7 @@ class _Loader:
             cors_origins=cors_origins,
             access_log=env.ACCESS_LOG,
             fast_lane=env.FAST_LANE,
+            spans=spans,
             warnings=tuple(self._warnings),
             table=(),
         )
@@ -487,6 +497,18 @@ class _Loader:
             self._problem("CORS_ORIGINS", "is a list like https://www.example.com with commas between, without a path")
         return origins
 
+    def _spans(self) -> bool:
+        are_wanted, problem = wanted(self._environ)
+        if problem is not None:
+            self._warnings.append(problem)
+        if are_wanted and any(map(_is_missing, _OTEL)):
+            self._warnings.append(
+                "OpenTelemetry's variables ask for spans, and there are none, for the extra is missing: "
+                "pip install 'authsvc[server,otel]'"
+            )
+            return False
+        return are_wanted
+
     def _ops_token(self) -> str | None:
         token = self._env.OPS_TOKEN
         if token is not None and not _SERVICE_TOKEN.fullmatch(token):
@@ -536,6 +558,13 @@ def _shown_app(app: App) -> str:
     # Who writes {"secret": "appid"} has put the secret where the appid belongs.
     appid = app.appid if app.appid.startswith("wx") else "(an appid that does not start with wx, not shown)"
     return f"{appid} with {len(app.secrets)} secret{'s' if len(app.secrets) > 1 else ''}"
+
+
+def _is_missing(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is None
+    except ModuleNotFoundError:  # of a package that it is in
+        return True
 
 
 def _is_loopback(host: str) -> bool:

@@ -35,6 +35,7 @@ from authsvc.retention import Purger
 from authsvc.sealing import sealed_start
 from authsvc.session import Session
 from authsvc.settings import DEFAULT_ALG, KeySettings, Settings
+from authsvc.spans import NO_SPANS, Spans
 from authsvc.store import Store, open_store, prepare_store
 from authsvc.tokens import VerificationKey
 from authsvc.tokenshare import StoredTokens
@@ -163,6 +164,8 @@ def build_app(settings: Settings, *, inherited: Prepared | None, metrics_folder:
     # A worker is a process of multiprocessing, which passes over atexit.
     Finalize(None, keeper.stop, exitpriority=10)
     Purger(store, clock=clock, random_bytes=os.urandom, sleep=time.sleep).start()
+    spans = _spans() if settings.spans else NO_SPANS
+    Finalize(None, spans.stop, exitpriority=5)
     metrics = _metrics(metrics_folder, keeper.current, settings, clock)
     if metrics is not None:
         store = metrics.timed(store)
@@ -173,6 +176,7 @@ def build_app(settings: Settings, *, inherited: Prepared | None, metrics_folder:
         keys_are_current=lambda: keeper.problem is None,
         store=store,
         metrics=metrics,
+        spans=spans,
     )
     return create_app(services)
 
@@ -188,6 +192,16 @@ def _metrics(folder: Path | None, keys: Callable[[], Keyring], settings: Setting
     except OSError as error:
         _log.error("no_metrics", problem=f"{folder} cannot be written to: {error.strerror}")
         return None
+
+
+def _spans() -> Spans:
+    try:
+        from authsvc.otel import start_spans  # an extra
+
+        return start_spans()
+    except Exception as error:  # noqa: BLE001 - logins do without, whatever is wrong with a variable
+        _log.error("no_spans", problem="OpenTelemetry cannot be set up as its variables say", exc_info=error)
+        return NO_SPANS
 
 
 def wait_for_fit_keys(keeper: KeyKeeper, folder: KeyFolder, store: Store, *, sleep: Callable[[float], None]) -> None:
@@ -260,6 +274,7 @@ def build_services(
     keys_are_current: Callable[[], bool],
     store: Store,
     metrics: Metrics | None,
+    spans: Spans,
 ) -> Services:
     users = Users(keys=keys, hashed=settings.store_openid == "hash")
     wechat = WeChatClient(
@@ -268,6 +283,7 @@ def build_services(
         fallback_url=settings.wechat_fallback_url,
         timeout_s=settings.wechat_timeout_s,
         observe=None if metrics is None else metrics.note_wechat,
+        spans=spans,
     )
     login = Login(
         apps=settings.apps,
@@ -337,6 +353,7 @@ def build_services(
         login_limit=settings.login_limit,
         ops_token_digest=None if settings.ops_token is None else hashlib.sha256(settings.ops_token.encode()).digest(),
         metrics=metrics,
+        spans=spans,
     )
 
 

@@ -130,10 +130,12 @@ def service_settings(*, or_sandbox: bool) -> Settings:
 
 def _load_worker(settings: Settings, inherited: Prepared, counts: Path | None) -> Gateway:
     configure_logging(sys.stderr)
-    # The server copies the environment into every WSGI request; our settings have been read, the rest needs no secrets.
+    # Our settings have been read; whatever else runs here needs no secrets.
     for name in [name for name in os.environ if name.startswith("AUTHSVC_")]:
         del os.environ[name]
     app = build_app(settings, inherited=inherited, metrics_folder=counts if settings.ops_token else None)
+    for name in [name for name in os.environ if name.startswith("OTEL_") and name.endswith("_HEADERS")]:
+        del os.environ[name]  # of the collector, read by now
     return Gateway(
         app,
         threads=settings.threads,

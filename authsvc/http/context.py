@@ -6,13 +6,15 @@ import logging
 import re
 import secrets
 import time
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any, Final
 
 import structlog
 from flask import Flask, Response, g, request
 
 from authsvc.http.services import services
-from authsvc.http.traces import follow, unfollow
+from authsvc.http.traces import caller_of, follow, unfollow
+from authsvc.spans import Caller, Span
 
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _LOGIN: Final = "login.log_in"
@@ -46,7 +48,7 @@ def note_token(refused_for: str | None) -> None:
 def install_request_log(app: Flask) -> None:
     app.before_request(_begin)
     app.after_request(_end)
-    app.teardown_request(lambda _error: unfollow())
+    app.teardown_request(_tear_down)
 
 
 def _begin() -> None:
@@ -54,12 +56,30 @@ def _begin() -> None:
     g.request_id = given if is_request_id(given) else secrets.token_hex(8)
     g.log_fields = {}
     g.started_at = time.perf_counter()
-    follow(g.request_id, request.headers.get("traceparent"))
+    caller = caller_of(request.headers.get("traceparent", ""))
+    g.until_end = ExitStack()
+    g.span = g.until_end.enter_context(_span(caller))
+    follow(g.request_id, caller, g.span.ids)
+
+
+def _span(caller: Caller | None) -> AbstractContextManager[Span]:
+    """By OpenTelemetry's conventions for HTTP. Not the path, and no query: see `_route`."""
+    method = request.method if request.method in _METHODS else "_OTHER"
+    attributes: dict[str, str | int] = {"http.request.method": method, "authsvc.request_id": g.request_id}
+    if request.url_rule is None:
+        return services().spans.span(method, "server", attributes, caller)
+    attributes["http.route"] = request.url_rule.rule
+    return services().spans.span(f"{method} {request.url_rule.rule}", "server", attributes, caller)
 
 
 def _end(reply: Response) -> Response:
     reply.headers["X-Request-ID"] = request_id()
     _count(reply.status_code)
+    g.span.note("http.response.status_code", reply.status_code)
+    if "outcome" in g.log_fields:
+        g.span.note("authsvc.outcome", g.log_fields["outcome"])
+    if reply.status_code >= 500:
+        g.span.fail(str(g.log_fields.get("outcome", reply.status_code)))
     failed = reply.status_code >= 500
     if failed or _is_logged():
         # A failure is said whatever ACCESS_LOG chooses: it is an outage at WeChat, of the store, or of our own.
@@ -73,6 +93,13 @@ def _end(reply: Response) -> Response:
             **{name: value for name, value in g.log_fields.items() if value is not None},
         )
     return reply
+
+
+def _tear_down(_error: BaseException | None) -> None:
+    unfollow()
+    until_end: ExitStack | None = g.pop("until_end", None)
+    if until_end is not None:
+        until_end.close()
 
 
 def _count(status: int) -> None:

@@ -15,6 +15,7 @@ from authsvc.http.limits import LoginLimit
 from authsvc.keyring import Keyring
 from authsvc.login import Login
 from authsvc.session import Session
+from authsvc.spans import Spans
 from authsvc.store import Store
 from authsvc.verifier import Verifier
 
@@ -80,6 +81,7 @@ class Services:
     login_limit: LoginLimit | None
     ops_token_digest: bytes | None  # SHA-256
     metrics: Metrics | None
+    spans: Spans
 
 
 def install_services(app: Flask, services: Services) -> None:

@@ -31,6 +31,7 @@ from authsvc.errors import (
     WeChatRateLimited,
     WeChatTimeout,
 )
+from authsvc.spans import NO_SPANS, Span, Spans
 from authsvc.wechat.breaker import Breaker
 from authsvc.wechat.opendata import SIG_METHOD, sign
 from authsvc.wechat.replies import (
@@ -116,8 +117,10 @@ class WeChatClient:
         monotonic: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
         observe: Observe | None = None,
+        spans: Spans = NO_SPANS,
     ) -> None:
-        """`session` is one of `transport.new_session`. `observe` is told of every call."""
+        """`session` is one of `transport.new_session`. `observe` is told of every call; `spans` has one of every
+        HTTP request."""
         self._session = session
         self._url = url
         self._fallback_url = fallback_url
@@ -126,6 +129,7 @@ class WeChatClient:
         self._monotonic = monotonic
         self._jitter = jitter
         self._observe = observe
+        self._spans = spans
         # One for each path: what is wrong with the calls that need an access_token must not stop a login.
         self._breakers = {
             path: Breaker(_name(path), down_for_s=2 * timeout_s, monotonic=monotonic)
@@ -350,6 +354,18 @@ class WeChatClient:
         self._sleep(min(_BACKOFF_S * (0.5 + self._jitter()), max(0.0, ends_at - self._monotonic()) / 2))
 
     def _answer(self, call: Call, read: Callable[[Mapping[str, Any]], _Found], *, ends_at: float) -> _Found:
+        with self._spans.span(f"{call.method} {call.path}", "client", _attributes(call)) as span:
+            try:
+                return self._answered(call, read, span, ends_at=ends_at)
+            except WeChatError as error:
+                if error.errcode is not None:
+                    span.note("wechat.errcode", error.errcode)
+                span.fail(error.code)
+                raise
+
+    def _answered(
+        self, call: Call, read: Callable[[Mapping[str, Any]], _Found], span: Span, *, ends_at: float
+    ) -> _Found:
         left_s = ends_at - self._monotonic()
         if left_s <= 0:
             raise WeChatTimeout("WeChat did not answer in time")
@@ -363,6 +379,7 @@ class WeChatClient:
             raise WeChatTimeout(str(error)) from None
         except BrokenAnswer as error:
             raise WeChatBadReply(str(error)) from None
+        span.note("http.response.status_code", answer.status)
         try:
             return read(read_members(answer))
         except WeChatBadReply:
@@ -372,6 +389,11 @@ class WeChatClient:
 
 class _NoConnection(WeChatTimeout):
     """The request was never sent."""
+
+
+def _attributes(call: Call) -> dict[str, str | int]:
+    """By OpenTelemetry's conventions for HTTP, but for the query, which has the secrets in it."""
+    return {"http.request.method": call.method, "server.address": call.host, "url.path": call.path}
 
 
 def _name(path: str) -> str:

@@ -13,6 +13,7 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import certifi
 import requests
@@ -53,6 +54,18 @@ class Call:
     query: Mapping[str, str] = field(default_factory=dict, repr=False)
     members: Mapping[str, object] | None = field(default=None, repr=False)
 
+    @property
+    def method(self) -> str:
+        return "GET" if self.members is None else "POST"
+
+    @property
+    def host(self) -> str:
+        return urlsplit(self.url).hostname or ""
+
+    @property
+    def path(self) -> str:
+        return urlsplit(self.url).path
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -82,9 +95,7 @@ def send(session: requests.Session, call: Call, *, timeout_s: float, connect_s: 
     """
     url = call.url
     body = None if call.members is None else dict(call.members)
-    request = requests.Request(
-        "GET" if body is None else "POST", url, params=dict(call.query), json=body, headers=_HEADERS
-    ).prepare()
+    request = requests.Request(call.method, url, params=dict(call.query), json=body, headers=_HEADERS).prepare()
     timeout = urllib3.Timeout(total=timeout_s, connect=connect_s)
     try:
         # The adapter and not the session: it keeps no cookies, follows no redirect and reads no environment.

@@ -29,6 +29,7 @@ from authsvc.sandbox.faults import FAULTS
 from authsvc.sandbox.server import SandboxServer
 from authsvc.sandbox.wechat import SandboxWeChat
 from authsvc.settings import load_settings
+from authsvc.spans import NO_SPANS
 from authsvc.store import open_store
 from authsvc.telemetry import configure_logging
 from authsvc.wechat import App, WeChatClient, new_session
@@ -161,6 +162,7 @@ def _everything(folder: Path, wechat: SandboxServer, url: str) -> Iterator[Every
             keys_are_current=lambda: True,
             store=metrics.timed(store),
             metrics=metrics,
+            spans=NO_SPANS,
         )
         app = create_app(services)
         yield Everything(app.test_client(), wechat, folder, log)

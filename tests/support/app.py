@@ -22,6 +22,7 @@ from authsvc.http.services import AccessLog, Services, UsersAtWork
 from authsvc.keyring import Keyring
 from authsvc.login import LoggedIn, Login, TokenTerms
 from authsvc.session import Session
+from authsvc.spans import NO_SPANS, Spans
 from authsvc.store import Store, UserId
 from authsvc.store.memory import MemoryStore
 from authsvc.users import Users
@@ -125,6 +126,7 @@ class FakeService:
     login_limit: LoginLimit | None = None
     metrics: Metrics | None = None  # made unless `with_metrics` is off
     with_metrics: bool = True
+    spans: Spans = NO_SPANS
 
     def __post_init__(self) -> None:
         if self.with_metrics:
@@ -186,6 +188,7 @@ class FakeService:
             login_limit=self.login_limit,
             ops_token_digest=None if self.metrics is None else hashlib.sha256(OPS_TOKEN.encode()).digest(),
             metrics=self.metrics,
+            spans=self.spans,
         )
         app = create_app(services)
         app.test_client_class = DocumentedClient

@@ -15,7 +15,8 @@ LAYERS: list[set[str]] = [
     {"errors", "clock", "encoding", "durable", "deadline"},
     {"claims", "jwk", "keyset", "manifest", "rotation", "keyreport"},
     {"tokens", "sealing", "keyring", "keyparts", "keyfiles"},
-    {"verifier", "testing", "wechat", "store", "sandbox", "telemetry", "audit", "keeper", "keyexport", "drill"},
+    {"verifier", "testing", "wechat", "store", "sandbox"}
+    | {"telemetry", "audit", "spans", "otel", "keeper", "keyexport", "drill"},
     {"login", "session", "codes", "failures", "sessionkeys", "tokenshare", "users", "retention", "storecopy"},
     {"http"},
     {"settings", "wiring", "cli", "demo", "looks", "diagnoses", "doctor", "deploy", "__main__"},
