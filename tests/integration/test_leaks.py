@@ -9,7 +9,9 @@ import hmac
 import http.client
 import io
 import logging
+import os
 import secrets
+import subprocess
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,27 +21,33 @@ from urllib.parse import quote
 import pytest
 import structlog
 from flask.testing import FlaskClient
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from authsvc.clock import SystemClock
 from authsvc.errors import AuthsvcError
 from authsvc.http.app import create_app
 from authsvc.http.metrics import Metrics
+from authsvc.keeper import KeyKeeper, Rotation
 from authsvc.keyset import Lifecycle
+from authsvc.otel import OtelSpans
 from authsvc.sandbox.faults import FAULTS
 from authsvc.sandbox.server import SandboxServer
 from authsvc.sandbox.wechat import SandboxWeChat
 from authsvc.settings import load_settings
-from authsvc.spans import NO_SPANS
 from authsvc.store import open_store
 from authsvc.telemetry import configure_logging
 from authsvc.wechat import App, WeChatClient, new_session
 from authsvc.wiring import build_services, init_keys, open_keys, prepare
-from tests.support.service import free_port
+from tests.support.commands import audit_lines
+from tests.support.service import authsvc, free_port
 
 APPID = "wx1234567890abcdef"
 SECRET = "APPSECRETMARKER0123456789abcdef"
 SERVICE_TOKEN = "SERVICETOKENMARKER0123456789"
 OPS_TOKEN = "OPSTOKENMARKER0123456789"
+PASSPHRASE = "PASSPHRASEMARKER0123456789"
 
 # What is asked of whom behind each route.
 CALLS = {
@@ -58,6 +66,9 @@ class Everything:
     wechat: SandboxServer
     folder: Path
     log: io.StringIO
+    environment: dict[str, str]
+    keeper: KeyKeeper
+    spans: InMemorySpanExporter
     token: str = ""  # of the last login
     codes: list[str] = field(default_factory=list)
     session_keys: set[str] = field(default_factory=set)
@@ -101,6 +112,10 @@ class Everything:
         self.said.append(self.client.get("/metrics", headers={"Authorization": f"Bearer {OPS_TOKEN}x"}).text)
         return {path: reply.text for path, reply in replies.items()}
 
+    def command(self, *args: str) -> subprocess.CompletedProcess[str]:
+        settings = {name.removeprefix("AUTHSVC_"): value for name, value in self.environment.items()}
+        return authsvc(*args, cwd=self.folder, **settings)
+
     def phone_body(self) -> dict[str, str]:
         phone = f"1{secrets.randbelow(10**10):010}"
         code = self.wechat.model.mint_phone_code(APPID, "user-1", phone)
@@ -116,8 +131,9 @@ class Everything:
         openid = self.wechat.model.openid(APPID, "user-1")
         # Whoever has the signature of nothing can reset the key.
         signatures = {hmac.new(key.encode(), b"", hashlib.sha256).hexdigest() for key in self.session_keys}
-        found = {SECRET, SERVICE_TOKEN, OPS_TOKEN, openid, *self.codes, *self.session_keys, *self.tokens, *self.numbers}
-        return found | signatures
+        keys = {base64.b64encode(key).decode() for key in self.keeper.current().secret_keys.values()}
+        found = {SECRET, SERVICE_TOKEN, OPS_TOKEN, PASSPHRASE, openid, *self.codes, *self.session_keys, *self.tokens}
+        return found | self.numbers | keys | signatures
 
 
 @contextlib.contextmanager
@@ -131,6 +147,7 @@ def _everything(folder: Path, wechat: SandboxServer, url: str) -> Iterator[Every
         "AUTHSVC_SERVICE_TOKENS": SERVICE_TOKEN,
         "AUTHSVC_OPS_TOKEN": OPS_TOKEN,
         "AUTHSVC_KEYS": str(folder / "keys"),
+        "AUTHSVC_KEYS_PASSPHRASE": PASSPHRASE,
         "AUTHSVC_STORE": f"sqlite:///{folder}/authsvc.db",
     }
     settings = load_settings(environment, dotenv=None, cores=1)
@@ -151,8 +168,14 @@ def _everything(folder: Path, wechat: SandboxServer, url: str) -> Iterator[Every
         logging.getLogger(name).setLevel(logging.DEBUG)
     init_keys(settings.keys, Lifecycle(), clock=clock)
     prepare(settings, clock=clock)
-    keyring = open_keys(settings.keys).load(now=clock.now())
+    key_folder = open_keys(settings.keys)
+    keyring = key_folder.load(now=clock.now())
     store = open_store(settings.store_url)
+    rotation = Rotation(0, None, os.urandom)
+    keeper = KeyKeeper(key_folder, keyring, clock=clock, rotation=rotation, remember=store.note_revoked_keys)
+    seen = InMemorySpanExporter()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(seen))
     try:
         metrics = Metrics(None, keys=lambda: keyring, rotate_every_s=1, clock=clock)
         services = build_services(
@@ -162,10 +185,10 @@ def _everything(folder: Path, wechat: SandboxServer, url: str) -> Iterator[Every
             keys_are_current=lambda: True,
             store=metrics.timed(store),
             metrics=metrics,
-            spans=NO_SPANS,
+            spans=OtelSpans(provider),
         )
         app = create_app(services)
-        yield Everything(app.test_client(), wechat, folder, log)
+        yield Everything(app.test_client(), wechat, folder, log, environment, keeper, seen)
     finally:
         store.close()
         root.handlers[:] = before[0]
@@ -233,6 +256,9 @@ def test_whatever_fails_no_secret_is_in_a_log_a_reply_a_traceback_or_a_file(
         assert any(name.endswith("-wal") for name in files)
         assert 'authsvc_logins_total{code="code_used",wechat_errcode="40163"}' in shown["/metrics"]
         texts |= shown
+        texts["spans"] = "\n".join(span.to_json() for span in it.spans.get_finished_spans())
+        for said in ("GET /sns/jscode2session", "POST /session/phone", "wechat_timeout", "bad_request"):
+            assert f'"{said}"' in texts["spans"]
         openid = it.wechat.model.openid(APPID, "user-1")
         assert _where({openid}, files), "the store does hold the openid, so the search does find things"
         secret_markers = it.markers()
@@ -263,6 +289,45 @@ def _play_the_other_calls(it: Everything) -> None:
     assert it.ask("decrypt", {"encryptedData": data["encryptedData"], "iv": "AAAA"}) == 400
     assert it.ask("check", **{"X-Service-Token": SERVICE_TOKEN + "x"}) == 403
     assert it.ask("check", Authorization=f"Bearer {it.token}x") == 401
+
+
+def test_nothing_that_an_operator_is_shown_or_leaves_in_the_audit_log_is_secret(
+    tmp_path: Path, wechat: SandboxServer
+) -> None:
+    with _everything(tmp_path, wechat, wechat.url) as it:
+        assert it.log_in(it.mint()) == 200
+        assert it.ask("check") == 200
+        texts = _play_the_operator(it) | {"log": it.log.getvalue()}
+        assert _where(it.markers(), {name: text.encode() for name, text in texts.items()}) == []
+
+
+def _play_the_operator(it: Everything) -> dict[str, str]:
+    """What commands show and log; of those that are given an openid, which they repeat, the log alone."""
+    openid = it.wechat.model.openid(APPID, "user-1")
+    old = it.keeper.current().signing_key(now=SystemClock().now()).kid
+    acts = [
+        *(("user", act, openid, "--reason", "spam") for act in ("ban", "unban", "export")),
+        ("user", "forget", openid, "--yes"),
+        *(("keys", command) for command in ("rotate", "rotate-store")),
+        ("keys", "revoke", old, "--yes"),
+    ]
+    logs = {" ".join(act[:2]): it.command(*act).stderr for act in acts}
+    assert [len(audit_lines(log)) for log in logs.values()] == [1] * len(acts)
+    it.keeper.look()
+    (line,) = audit_lines(it.log.getvalue())
+    assert (line["event"], f"revoked {old}: compromised" in line["steps"]) == ("keys_changed", True)
+    shows = [("user", "audit"), ("user", "audit", "--json"), ("user", "audit", openid)]
+    shows += [(*command, *more) for command in (("doctor",), ("keys", "status")) for more in ((), ("--json",))]
+    shows += [("store", "status"), ("config",)]
+    shown = {}
+    for command in shows:
+        done = it.command(*command)
+        shown[" ".join(command).replace(openid, "OPENID")] = done.stdout + done.stderr
+    assert "forget" in shown["user audit OPENID"]
+    assert '"check": "wechat"' in shown["doctor --json"].lower()
+    access_token = it.wechat.model.stable_token(APPID, SECRET, "client_credential")["access_token"]
+    it.tokens.add(str(access_token))  # which doctor was given
+    return logs | shown
 
 
 def _tracebacks(it: Everything, fault: str) -> list[str]:
