@@ -12,8 +12,9 @@ import socket
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 import certifi
 import requests
@@ -93,13 +94,11 @@ def send(session: requests.Session, call: Call, *, timeout_s: float, connect_s: 
 
     Raises: NotConnected, NoAnswer, BrokenAnswer.
     """
-    url = call.url
-    body = None if call.members is None else dict(call.members)
-    request = requests.Request(call.method, url, params=dict(call.query), json=body, headers=_HEADERS).prepare()
+    request = _prepared(call)
     timeout = urllib3.Timeout(total=timeout_s, connect=connect_s)
     try:
         # The adapter and not the session: it keeps no cookies, follows no redirect and reads no environment.
-        response = session.get_adapter(url).send(request, stream=True, timeout=timeout)  # type: ignore[arg-type]
+        response = session.get_adapter(call.url).send(request, stream=True, timeout=timeout)  # type: ignore[arg-type]
     except requests.RequestException as error:
         # `from None`, always: the original carries the URL, and the URL the secret.
         raise _without_url(error) from None
@@ -119,6 +118,21 @@ def forget_connections(session: requests.Session) -> None:
     """Close what is kept open: after an answer that is none, the right one may still come on that connection."""
     for adapter in session.adapters.values():
         adapter.close()
+
+
+def _prepared(call: Call) -> requests.PreparedRequest:
+    request = _without_query(call.method, call.url).copy()
+    if call.query:
+        request.url = f"{request.url}?{urlencode(call.query)}"
+    if call.members is not None:
+        request.prepare_body(None, None, json=dict(call.members))
+    return request
+
+
+@lru_cache(maxsize=64)
+def _without_query(method: str, url: str) -> requests.PreparedRequest:
+    """What requests makes of the address and the headers: the same each time, and a tenth of a login's CPU."""
+    return requests.Request(method, url, headers=_HEADERS).prepare()
 
 
 def _read_body(response: requests.Response) -> bytes:

@@ -463,21 +463,3 @@ def test_after_a_tls_error_behind_the_request_the_code_is_not_sent_again(certifi
         _client(server.port, certificate).code2session(APP, "code")
     assert server.connections == 1
     server.close()
-
-
-def test_clients_that_never_end_their_body_leave_the_rest_of_the_service_alone(tmp_path: Path, wechat: Running) -> None:
-    with service(tmp_path, wechat_url=wechat.url, THREADS="8", WECHAT_IN_FLIGHT="4") as it:
-        token = it.token()
-        address = ("127.0.0.1", int(it.url.rsplit(":", 1)[1]))
-        start = b"POST /login HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
-        with contextlib.ExitStack() as slow:
-            for _ in range(12):
-                slow.enter_context(socket.create_connection(address, timeout=10)).sendall(start)
-            give_up_at = time.monotonic() + 10
-            while it.log_in().status_code != 503:
-                assert time.monotonic() < give_up_at
-            for _ in range(10):
-                assert it.check(token)["is_login"] is True
-        give_up_at = time.monotonic() + 10
-        while it.log_in().status_code != 200:
-            assert time.monotonic() < give_up_at, "the places come back when the slow ones have gone"
