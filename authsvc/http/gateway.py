@@ -40,6 +40,7 @@ class Scope(Protocol):
     path: str  # decoded, with U+FFFD for what is no UTF-8
     query_string: str  # as it came
     http_version: str
+    authority: str | None  # of a target that is a whole URL
     client: str
     server: str
 
@@ -221,6 +222,8 @@ def _headers(scope: Scope) -> dict[str, str]:
         for name in names:
             if "_" not in name:
                 found.setdefault(_known_as(name), _NO_TEXT)
+    if scope.authority is not None:
+        found["HTTP_HOST"] = scope.authority  # whatever Host says (RFC 9112, 3.2.2)
     return found
 
 

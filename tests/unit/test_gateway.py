@@ -38,6 +38,7 @@ class Request:
 
     http_version = "1.1"
     server = "127.0.0.1:8080"
+    authority: str | None = None
 
     def __init__(self, method: str, target: str, *fields: tuple[str, str], client: str = "192.0.2.1:50000") -> None:
         self.method = method
@@ -284,6 +285,12 @@ def test_a_field_that_comes_twice_is_told_with_both_values() -> None:
 def test_an_underscore_does_not_make_a_field_another_one() -> None:
     environ = environ_of(Request("GET", "/", ("x-forwarded-for", "192.0.2.9"), ("x_forwarded_for", "198.51.100.1")))
     assert environ["HTTP_X_FORWARDED_FOR"] == "192.0.2.9"
+
+
+def test_the_host_of_a_whole_url_counts_and_not_the_one_that_the_field_names() -> None:
+    request = Request("GET", "/")
+    request.authority = "evil.example"
+    assert environ_of(request)["HTTP_HOST"] == "evil.example"
 
 
 def test_a_value_that_is_not_ascii_is_there_and_is_none_that_anybody_takes() -> None:
