@@ -16,6 +16,7 @@ import structlog
 from werkzeug.exceptions import RequestTimeout
 
 from authsvc.errors import BadRequest, Overloaded
+from authsvc.http.turns import let_others_finish
 
 WSGIApp = Callable[..., Iterable[bytes]]
 Headers = list[tuple[str, str]]
@@ -80,7 +81,7 @@ class Gateway:
         """`longest_body`: how many bytes a path takes. More are not read, and the app has to refuse them."""
         self._app = app
         self._at_once = at_once
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="request")
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="request", initializer=let_others_finish)
         self._longest_body = longest_body
         self._body_within_s = body_within_s
         self._most_held = most_held

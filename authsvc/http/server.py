@@ -29,6 +29,7 @@ from granian.server.mp import MPServer
 from authsvc.errors import AuthsvcError
 from authsvc.http.gateway import Gateway
 from authsvc.http.listener import BACKLOG, Address, bound, is_in_use, refuse_new, waiting
+from authsvc.http.turns import let_others_finish
 from authsvc.http.worker import END, LEAVE, MOST_CONNECTIONS, work
 
 LoadGateway: TypeAlias = Callable[[], Gateway]
@@ -448,10 +449,7 @@ def _begin_worker() -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, LEAVE):
         signal.signal(number, signal.SIG_IGN)
     signal.set_wakeup_fd(-1)
+    let_others_finish()
     if sys.platform == "linux":
-        # Its threads wake one another for every request; so they finish what they are at first (sched(7)). Where a
-        # worker has one core, that saves a third of the CPU that a check of a new token takes.
-        with contextlib.suppress(OSError):
-            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         # If the main process is killed, nobody would be left to stop this one, and it would keep the port.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, END)

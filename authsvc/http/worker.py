@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Callable
+from threading import get_ident
 from typing import Any, Final
 
 from granian._granian import CallbackScheduler, RSGIWorker, WorkerSignal
@@ -12,6 +13,7 @@ from granian.http import HTTP1Settings
 from granian.server.mp import WorkerProcess
 
 from authsvc.http.gateway import Gateway
+from authsvc.http.turns import come_first
 
 MOST_CONNECTIONS: Final = 8_192
 """Of one worker, idle ones among them. Those beyond wait in the queue of its listening socket."""
@@ -71,4 +73,13 @@ class _Scheduler(CallbackScheduler):
 
     def __init__(self, _loop: Any, take: Callable[[Any, Any], None], *_of_tasks: None) -> None:
         super().__init__()
-        self._schedule_fn = lambda watcher: take(watcher.scope, watcher.proto)
+        known = 0
+
+        def hand_over(watcher: Any) -> None:
+            nonlocal known
+            if (thread := get_ident()) != known:  # granian starts another when there was nothing to do for long
+                known = thread
+                come_first()  # a check that is answered in this thread does not wait for logins
+            take(watcher.scope, watcher.proto)
+
+        self._schedule_fn = hand_over

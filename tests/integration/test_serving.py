@@ -359,6 +359,21 @@ def test_systemd_is_told_of_the_start_a_reload_and_the_stop(
             assert systemd.recv(4096) == b"STOPPING=1"
 
 
+# ---- threads ---------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="only Linux can be told so")
+def test_of_a_worker_s_threads_the_one_that_answers_checks_alone_interrupts_others(
+    tmp_path: Path, wechat: Running
+) -> None:
+    with service(tmp_path, wechat_url=wechat.url, WORKERS="1") as it:
+        it.check(it.token())
+        (worker,) = workers_of(it)
+        policies = [os.sched_getscheduler(int(thread.name)) for thread in Path(f"/proc/{worker}/task").iterdir()]
+        assert policies.count(os.SCHED_OTHER) == 1
+        assert policies.count(os.SCHED_BATCH) == len(policies) - 1
+
+
 # ---- slow clients -------------------------------------------------------------------------------
 
 
