@@ -104,6 +104,7 @@ clean: ## remove the environment and caches; keys and stores stay
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[server,test]'
 	@touch $@ .venv/.server
 
-$(PEERS): tests/support/peers.sh tests/integration/node/package-lock.json | .venv/.made
+$(PEERS): tests/support/peers.sh tests/integration/node/package-lock.json \
+		tests/integration/devtools/package-lock.json | .venv/.made
 	@sh tests/support/peers.sh .venv/peers
 	@touch $@

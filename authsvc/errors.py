@@ -275,3 +275,9 @@ class OpsTokenInvalid(AuthsvcError):
     """The request is not from an operator: its Bearer token is missing, or is not AUTHSVC_OPS_TOKEN."""
 
     code = "ops_token_invalid"
+
+
+class CannotWrite(AuthsvcError):
+    """A folder is not free, or cannot be written. Nothing was."""
+
+    code = "cannot_write"

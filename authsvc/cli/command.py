@@ -9,6 +9,7 @@ import click
 from authsvc.cli.deploy import deploy
 from authsvc.cli.doctor import doctor
 from authsvc.cli.keys import keys
+from authsvc.cli.miniprogram import miniprogram
 from authsvc.cli.serve import config, demo, serve
 from authsvc.cli.store import store_commands
 from authsvc.cli.users import user_commands
@@ -23,5 +24,5 @@ def command() -> None:
     """Login for WeChat mini-programs: a code in, a signed token out."""
 
 
-for subcommand in (serve, config, doctor, demo, keys, store_commands, user_commands, verify, deploy):
+for subcommand in (serve, config, doctor, demo, keys, store_commands, user_commands, verify, deploy, miniprogram):
     command.add_command(subcommand)

@@ -1,16 +1,20 @@
 #!/bin/sh
 # What other teams verify our tokens with, for the tests: Node packages; HAProxy, Apache and Go from Debian's packages,
 # unpacked into a folder of ours; and a browser, which reads our pages. Nothing is installed on the system; root may get
-# it the package lists. What cannot be had is said; its tests skip, or fail where CI is set.
+# it the package lists. What cannot be had is said; its tests skip, or fail where CI is set. And what the mini-program is
+# held against: the types of WeChat's API, and DevTools' schemas.
 set -u
 cd "$(dirname "$0")/../.."
 peers=$1
 
 if command -v npm >/dev/null; then
-    echo "fetching the Node packages that tests verify with (once)"
-    npm ci --prefix tests/integration/node --no-audit --no-fund --loglevel=error >/dev/null || echo "npm ci failed"
+    echo "fetching the Node packages that tests verify with, and WeChat's types and schemas (once)"
+    for folder in node devtools; do
+        npm ci --prefix "tests/integration/$folder" --no-audit --no-fund --loglevel=error >/dev/null ||
+            echo "npm ci failed for $folder"
+    done
 else
-    echo "npm is missing: nothing is verified with Node's jose"
+    echo "npm is missing: nothing is verified with Node's jose, and the mini-program is not held against WeChat's types"
 fi
 
 # The packages and what they need of others, into the folder.

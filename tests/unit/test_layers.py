@@ -19,7 +19,7 @@ LAYERS: list[set[str]] = [
     | {"telemetry", "audit", "spans", "otel", "keeper", "keyexport", "drill"},
     {"login", "session", "codes", "failures", "sessionkeys", "tokenshare", "users", "retention", "storecopy"},
     {"http"},
-    {"settings", "wiring", "cli", "demo", "looks", "diagnoses", "doctor", "deploy", "__main__"},
+    {"settings", "wiring", "cli", "demo", "looks", "diagnoses", "doctor", "deploy", "miniprogram", "__main__"},
 ]
 STRANGERS = {"verifier", "wechat", "store"}
 
