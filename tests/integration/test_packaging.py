@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from authsvc.miniprogram import FILES
 from tests.support.base_install import make_base_install, run_in
 
 ROOT = Path(__file__).parents[2]
@@ -95,6 +96,7 @@ def test_the_wheel_has_the_code_its_types_its_migrations_and_its_templates(built
     assert {"authsvc/http/docs.html", "authsvc/http/docs.css"} <= wheel
     assert any(name.startswith("authsvc/store/migrations/versions/0001") for name in wheel)
     assert {f"authsvc/deploy/{name}" for name in ("Dockerfile", "authsvc.service", "k8s.yaml", "grafana.json")} <= wheel
+    assert {f"authsvc/miniprogram/{name}" for name in (*FILES, "README.md")} <= wheel
     assert not [name for name in wheel if not name.startswith(("authsvc/", "authsvc-"))]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
@@ -15,11 +14,11 @@ import requests
 from authsvc.http.problems import PROBLEMS
 from authsvc.settings import PREFIX, Environment
 from tests.support.base_install import make_base_install, run_in
-from tests.support.service import APPID, SECRET, Running, Service, free_port, service
+from tests.support.screen import screen
+from tests.support.service import APPID, SECRET, Running, Service, authsvc, free_port, service
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
-PHONE = Path(__file__).parent / "miniprogram" / "phone.js"
 
 
 def _blocks(language: str) -> list[str]:
@@ -81,16 +80,16 @@ def test_the_mini_program_of_the_readme_logs_in_once_and_stays_logged_in(
     tmp_path: Path, issuer: Service, node: str
 ) -> None:
     (block,) = _blocks("js")
-    (tmp_path / "app.js").write_text(block)
-    requests_made = []
+    shop = tmp_path / "shop"
+    done = authsvc("miniprogram", str(shop), "--url", issuer.url, "--appid", APPID, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert block.count("https://auth.example.com") == 1
+    (shop / "app.js").write_text(block.replace("https://auth.example.com", issuer.url))
+    asked = []
     for _ in range(2):
-        command = [node, str(PHONE), str(tmp_path / "app.js"), issuer.url, issuer.sandbox_url, str(tmp_path / "s.json")]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-        assert done.returncode == 0, done.stderr
-        found = json.loads(done.stdout)
-        assert found["token"]
-        requests_made.append([event["request"] for event in found["events"] if "request" in event])
-    assert requests_made == [["GET /checklogin", "POST /login"], ["GET /checklogin"]]
+        with screen(node, shop, sandbox_url=issuer.sandbox_url, storage=tmp_path / "storage.json") as phone:
+            asked.append(phone.order("launch")["events"])
+    assert asked == [["wx.login", "POST /login"], []]
 
 
 def test_the_readme_has_every_error_code_with_its_status() -> None:
