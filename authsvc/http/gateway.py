@@ -145,7 +145,9 @@ class Gateway:
                 return io.BytesIO(await _read(exchange, most=most))
         except TimeoutError:
             return Unreadable(RequestTimeout())
-        except RuntimeError:  # granian's RSGIProtocolClosed: the client ended it, or wrote what is no chunk
+        except BadRequest as error:
+            return Unreadable(error)
+        except RuntimeError:  # granian's RSGIProtocolClosed: the client ended it
             return Unreadable(BadRequest("the body was cut short"))
         finally:
             self._held -= holds
@@ -197,9 +199,18 @@ class Unreadable(io.RawIOBase):
 
 
 async def _read(exchange: Exchange, *, most: int) -> bytes:
-    """A body that does not say how long it is, or a little more than `most` of it."""
+    """A body that does not say how long it is, or a little more than `most` of it.
+
+    Raises: BadRequest if it does not come to its end.
+    """
     found = bytearray()
+    is_over = False
     async for chunk in exchange:
+        # granian ends each with an empty one. Where the client went away, or wrote what is no chunk, that is not said
+        # otherwise than by an empty one more (RFC 9112, 8); trailers, which nobody here reads, look the same.
+        if is_over:
+            raise BadRequest("the body was cut short, or has trailers")
+        is_over = not chunk
         found += chunk
         if len(found) > most:
             break

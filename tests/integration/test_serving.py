@@ -118,7 +118,9 @@ serve(
 
 READING_APP: Final = """
 import flask
+from authsvc.errors import BadRequest
 app = flask.Flask("reading")
+app.register_error_handler(BadRequest, lambda error: (str(error), 400))
 
 @app.post("/")
 def read():
@@ -126,6 +128,13 @@ def read():
 
 def unused(environ, start_response):
 """
+
+
+@pytest.fixture(scope="module")
+def serving_reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with serving(SERVER.replace("def app(environ, start_response):", READING_APP), tmp_path_factory.mktemp("r")) as it:
+        yield it
+
 
 # ---- under load ---------------------------------------------------------------------------------
 
@@ -407,3 +416,28 @@ def test_who_does_not_send_the_body_in_time_is_told_so_and_let_go(tmp_path: Path
                 connection.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n" + sent)
                 answer = b"".join(iter(lambda open=connection: open.recv(4096), b""))  # type: ignore[misc]
                 assert answer.startswith(b"HTTP/1.1 408 ")
+
+
+@pytest.mark.parametrize(
+    ("chunks", "status"),
+    [
+        (b"5\r\nhello\r\n0\r\n\r\n", 200),
+        (b"5\r\nhello\r\n5\r\nhello\r\n0\r\n\r\n", 200),
+        (b"0\r\n\r\n", 200),
+        (b"", 400),
+        (b"5\r\nhello\r\n", 400),
+        (b"9\r\nhello", 400),
+        (b"5\r\nhello\r\nZZ\r\n", 400),
+        (b"5\r\nhello\r\n0\r\n", 400),
+        (b"5\r\nhello\r\n0\r\nX-Trailer: a\r\n\r\n", 400),
+    ],
+)
+def test_chunks_that_do_not_come_to_their_end_are_no_body(serving_reader: Running, chunks: bytes, status: int) -> None:
+    host, _, port = serving_reader.url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=SOON_S) as connection:
+        head = b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+        connection.sendall(head + chunks)
+        if not chunks.endswith(b"\r\n\r\n"):
+            connection.shutdown(socket.SHUT_WR)
+        answer = b"".join(iter(lambda: connection.recv(4096), b""))
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
