@@ -10,6 +10,7 @@ import io
 import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 from typing import Any, Final, Protocol
 
 import structlog
@@ -78,10 +79,13 @@ class Gateway:
         body_within_s: float = BODY_WITHIN_S,
         most_held: int = MOST_HELD_BYTES,
     ) -> None:
-        """`longest_body`: how many bytes a path takes. More are not read, and the app has to refuse them."""
+        """`longest_body`: how many bytes a path takes. More are not read, and the app has to refuse them.
+
+        Raises: RuntimeError if there cannot be so many threads.
+        """
         self._app = app
         self._at_once = at_once
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="request", initializer=let_others_finish)
+        self._threads = _all_of(threads)
         self._longest_body = longest_body
         self._body_within_s = body_within_s
         self._most_held = most_held
@@ -196,6 +200,22 @@ class Unreadable(io.RawIOBase):
 
     def readinto(self, _buffer: Any) -> int:
         raise self._error
+
+
+def _all_of(number: int) -> ThreadPoolExecutor:
+    """So many threads, each of them begun: who asks for one too many later is told that it failed, and it is done
+    nonetheless, by the others.
+    """
+    found = ThreadPoolExecutor(number, thread_name_prefix="request", initializer=let_others_finish)
+    all_there = Barrier(number + 1)
+    try:
+        for _ in range(number):
+            found.submit(all_there.wait)  # keeps one from taking what is meant for the next
+        all_there.wait()
+    except RuntimeError:
+        all_there.abort()
+        raise
+    return found
 
 
 async def _read(exchange: Exchange, *, most: int) -> bytes:

@@ -231,6 +231,46 @@ def test_a_body_is_read_of_a_post_alone(method: str) -> None:
     assert not exchange.is_read.is_set()
 
 
+# ---- threads ------------------------------------------------------------------------------------
+
+
+def test_no_thread_is_begun_after_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = threading.Barrier(3)
+
+    def app(_environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+        started.wait(SOON_S)
+        start_response("200 OK", [])
+        return [b""]
+
+    with gateway(app) as (it, _):
+        monkeypatch.setattr(threading.Thread, "start", no_more_threads)
+        both = [Exchange(), Exchange()]
+        for exchange in both:
+            it.take(Request("GET", "/"), exchange)
+        started.wait(SOON_S)
+        assert [exchange.answered()[0] for exchange in both] == [200, 200]
+
+
+def test_a_gateway_that_cannot_have_its_threads_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+    begun: list[threading.Thread] = []
+
+    def start_two(thread: threading.Thread) -> None:
+        if len(begun) == 2:
+            no_more_threads(thread)
+        begun.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_two)
+    with pytest.raises(RuntimeError, match="can't start"):
+        Gateway(App(), threads=3, longest_body=lambda _path: MOST)
+    assert len(begun) == 2
+
+
+def no_more_threads(_thread: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
 # ---- what the app sees --------------------------------------------------------------------------
 
 
