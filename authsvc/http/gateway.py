@@ -24,6 +24,8 @@ Headers = list[tuple[str, str]]
 
 BODY_WITHIN_S: Final = 30.0
 """From the headers to the end of the body: 256 KiB in that time are 70 kbit/s."""
+BODY_AT_END_WITHIN_S: Final = 4.0
+"""From `leave` to the end of a body under way. What is left until the worker is killed is for the login."""
 MOST_HELD_BYTES: Final = 67_108_864
 """How much of long bodies one worker holds; short ones are bounded by the number of connections."""
 SHORT_BYTES: Final = 4_096
@@ -77,6 +79,7 @@ class Gateway:
         longest_body: Callable[[str], int],
         at_once: AtOnce | None = None,
         body_within_s: float = BODY_WITHIN_S,
+        body_at_end_within_s: float = BODY_AT_END_WITHIN_S,
         most_held: int = MOST_HELD_BYTES,
     ) -> None:
         """`longest_body`: how many bytes a path takes. More are not read, and the app has to refuse them.
@@ -88,19 +91,30 @@ class Gateway:
         self._threads = _all_of(threads)
         self._longest_body = longest_body
         self._body_within_s = body_within_s
+        self._body_at_end_within_s = body_at_end_within_s
         self._most_held = most_held
         self._held = 0  # by the one thread of the event loop
         self._readings: set[asyncio.Task[None]] = set()  # the loop itself keeps none of them alive
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_leaving = False
+        self._deadlines: set[asyncio.Timeout] = set()
 
     def begin(self, loop: asyncio.AbstractEventLoop) -> None:
         """Bodies are read by `loop`, which is to run in another thread than the one that calls `take`."""
         self._loop = loop
 
     def leave(self) -> None:
-        """From now on each answer closes its connection (RFC 9112, 9.6)."""
+        """From now on each answer closes its connection (RFC 9112, 9.6), and bodies have little time.
+
+        In the thread of the loop.
+        """
         self._is_leaving = True
+        # One slow client would have the worker killed, and with it the login of another that had just begun.
+        assert self._loop is not None
+        until = self._loop.time() + self._body_at_end_within_s
+        for deadline in self._deadlines:
+            if not deadline.expired():
+                deadline.reschedule(min(until, deadline.when() or until))
 
     def take(self, scope: Scope, exchange: Exchange) -> None:
         """See that the request is answered, now or later. Waits for nothing, and raises nothing."""
@@ -142,8 +156,10 @@ class Gateway:
         if self._held + holds > self._most_held:
             return Unreadable(Overloaded("too many long bodies are under way"))
         self._held += holds
+        deadline = asyncio.timeout(self._body_at_end_within_s if self._is_leaving else self._body_within_s)
+        self._deadlines.add(deadline)
         try:
-            async with asyncio.timeout(self._body_within_s):
+            async with deadline:
                 if "HTTP_CONTENT_LENGTH" in headers:
                     return io.BytesIO(await exchange())
                 return io.BytesIO(await _read(exchange, most=most))
@@ -155,6 +171,7 @@ class Gateway:
             return Unreadable(BadRequest("the body was cut short"))
         finally:
             self._held -= holds
+            self._deadlines.discard(deadline)
 
     # ---- in a thread of its own ----
 

@@ -406,6 +406,17 @@ def test_five_hundred_clients_that_send_a_byte_a_second_leave_the_rest_alone(tmp
                 connection.close()
 
 
+def test_a_body_that_never_comes_does_not_have_a_worker_killed(tmp_path: Path, wechat: Running) -> None:
+    with service(tmp_path, wechat_url=wechat.url, WORKERS="1") as it:
+        host, _, port = it.url.removeprefix("http://").partition(":")
+        with socket.create_connection((host, int(port)), timeout=SOON_S) as connection:
+            connection.sendall(b"POST /login HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n")
+            time.sleep(0.2)
+            assert it.stop() == 0
+            assert connection.recv(4096).startswith(b"HTTP/1.1 ")
+        assert "did not stop in time" not in it.output()
+
+
 def test_who_does_not_send_the_body_in_time_is_told_so_and_let_go(tmp_path: Path) -> None:
     program = SERVER.replace("longest_body=lambda path: 4096", "longest_body=lambda path: 4096, body_within_s=0.5")
     program = program.replace("def app(environ, start_response):", READING_APP)

@@ -372,6 +372,28 @@ def test_whoever_is_answered_while_the_worker_leaves_is_told_to_close_the_connec
             assert exchange.answered()[1]["Connection"] == "close"
 
 
+def test_a_body_has_little_time_once_the_worker_leaves() -> None:
+    app = App()
+    with gateway(app, body_within_s=3 * SOON_S, body_at_end_within_s=0.1) as (it, loop):
+        it.take(post("/login", 1), before := Exchange(b"x"))
+        assert before.is_read.wait(SOON_S)
+        loop.call_soon_threadsafe(it.leave)
+        before.answered()
+        it.take(post("/login", 1), after := Exchange(b"x"))
+        after.answered()
+    assert [type(error) for error in app.raised] == [RequestTimeout] * 2
+
+
+def test_a_body_that_is_nearly_out_of_time_does_not_get_more_when_the_worker_leaves() -> None:
+    app = App()
+    with gateway(app, body_within_s=0.5, body_at_end_within_s=3 * SOON_S) as (it, loop):
+        it.take(post("/login", 1), exchange := Exchange(b"x"))
+        assert exchange.is_read.wait(SOON_S)
+        loop.call_soon_threadsafe(it.leave)
+        exchange.answered()
+    assert [type(error) for error in app.raised] == [RequestTimeout]
+
+
 def test_what_the_app_answers_with_is_closed() -> None:
     class Closing(io.BytesIO):
         is_done = threading.Event()
