@@ -176,9 +176,11 @@ class Gateway:
     # ---- in a thread of its own ----
 
     def _hand_over(self, scope: Scope, headers: dict[str, str], body: Any, exchange: Exchange) -> None:
-        self._threads.submit(self._answer, _environ(scope, headers, body), exchange)
+        self._threads.submit(self._answer, _environ(scope, headers, body), [exchange])
 
-    def _answer(self, environ: dict[str, Any], exchange: Exchange) -> None:
+    def _answer(self, environ: dict[str, Any], held: list[Exchange]) -> None:
+        # The exchange in a list, to let go of it: an error in the app keeps these frames until Python looks for cycles,
+        # and granian keeps a connection with half of its chunks for as long as anybody has the exchange.
         try:
             status, headers = 0, []
 
@@ -192,9 +194,11 @@ class Gateway:
             finally:
                 if hasattr(chunks, "close"):
                     chunks.close()
-            self._send(exchange, status, headers, body)
+            self._send(held[0], status, headers, body)
         except Exception as error:  # noqa: BLE001 - there is nobody else whom it could reach
-            self._fail(exchange, error)
+            self._fail(held[0], error)
+        finally:
+            held.clear()
 
     # ---- anywhere ----
 
