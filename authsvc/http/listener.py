@@ -14,6 +14,9 @@ from authsvc.errors import CannotListen
 BACKLOG: Final = 4_096
 """Beyond so many connections that nobody has accepted, clients wait. The kernel takes no more than somaxconn."""
 
+ANSWER_TAKEN_WITHIN_MS: Final = 30_000
+"""From the moment when a client takes nothing more of its answer to the end of its connection (Linux alone)."""
+
 _SO_ATTACH_FILTER: Final = 26
 _RETURN: Final = 0x06  # BPF_RET | BPF_K
 _TCP_INFO_BYTES: Final = 104
@@ -51,6 +54,9 @@ def bound(address: Address) -> socket.socket:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         # Connections have it from here. Without it the second part of an answer waits 40 ms for a client's delayed ACK.
         found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            # So too. Whoever never reads would have the answer and a place among the connections for good.
+            found.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, ANSWER_TAKEN_WITHIN_MS)
         found.bind(where)
         found.setblocking(False)
     except OSError:

@@ -88,6 +88,18 @@ def test_an_answer_in_two_parts_does_not_wait_for_the_clients_acknowledgement(li
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
+def test_who_takes_nothing_of_an_answer_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("authsvc.http.listener.ANSWER_TAKEN_WITHIN_MS", 500)
+    with closing(bound((socket.AF_INET, ("127.0.0.1", 0)))) as listener:
+        listener.listen()
+        with connect(listener):
+            accepted, _ = listener.accept()
+            with accepted:
+                accepted.settimeout(SOON_S)
+                with pytest.raises(TimeoutError, match="Connection timed out"):  # the system's, and not Python's
+                    accepted.sendall(b"x" * 50_000_000)  # more than the buffers of both take
+
+
 def test_a_port_is_in_use_while_somebody_is_connected(listener: socket.socket) -> None:
     assert not is_in_use(listener.getsockname()[1])
     with connect(listener):
