@@ -27,7 +27,9 @@ BODY_WITHIN_S: Final = 30.0
 BODY_AT_END_WITHIN_S: Final = 4.0
 """From `leave` to the end of a body under way. What is left until the worker is killed is for the login."""
 MOST_HELD_BYTES: Final = 67_108_864
-"""How much of long bodies one worker holds; short ones are bounded by the number of connections."""
+"""How much of long headers and bodies one worker holds until they are whole; short ones are bounded by the number of
+connections.
+"""
 SHORT_BYTES: Final = 4_096
 
 _CLOSE: Final = ("Connection", "close")
@@ -152,9 +154,10 @@ class Gateway:
         length = int(headers.get("HTTP_CONTENT_LENGTH", most))  # the server lets digits pass alone
         if length > most:
             return io.BytesIO()  # the app sees its length, and does not read it
-        holds = length if length > SHORT_BYTES else 0
+        # The headers too: 8,192 connections with 60 KB of them, each there twice, are more than a GB.
+        holds = sum(size for size in (length, sum(map(len, headers.values()))) if size > SHORT_BYTES)
         if self._held + holds > self._most_held:
-            return Unreadable(Overloaded("too many long bodies are under way"))
+            return Unreadable(Overloaded("too many long requests are under way"))
         self._held += holds
         deadline = asyncio.timeout(self._body_at_end_within_s if self._is_leaving else self._body_within_s)
         self._deadlines.add(deadline)

@@ -333,7 +333,7 @@ def _take_sealing_key(act: Act) -> None:
 def _fill(act: Act) -> None:
     act.service.places = act.service.work_places = 0
     if act.path == "/session/sign":
-        act.stream = Unreadable(errors.Overloaded("too many long bodies are under way"))
+        act.stream = Unreadable(errors.Overloaded("too many long requests are under way"))
 
 
 def _dawdle(act: Act) -> None:

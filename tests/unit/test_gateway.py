@@ -222,6 +222,17 @@ def test_long_bodies_beyond_what_a_worker_holds_are_refused_and_short_ones_are_n
         assert later.answered()[2] == b"y" * LONG, "room that is free again"
 
 
+def test_long_headers_are_held_as_long_bodies_are() -> None:
+    app = App()
+    with gateway(app, most_held=2 * LONG) as (it, _):
+        fields = ("content-length", "1"), ("x-long", "x" * LONG)
+        it.take(Request("POST", "/login", *fields), held := Exchange(b"x"))
+        assert held.is_read.wait(SOON_S)
+        it.take(Request("POST", "/login", *fields), refused := Exchange())
+        refused.answered()
+    assert [type(error) for error in app.raised] == [Overloaded]
+
+
 @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "PUT", "DELETE"])
 def test_a_body_is_read_of_a_post_alone(method: str) -> None:
     app = App()
