@@ -79,6 +79,9 @@ def serve(
     """
     # Workers inherit what was read before they were: keys above all. Python 3.14 has another default.
     multiprocessing.set_start_method("fork", force=True)
+    # Who rotates logs sends one of them: not to be the end of the service.
+    signal.signal(LEAVE, signal.SIG_IGN)
+    signal.signal(END, signal.SIG_IGN)
     os.register_at_fork(after_in_child=_begin_worker)
     _allow_files()
     host, port = address[1][:2]
@@ -448,6 +451,7 @@ def _begin_worker() -> None:
     # after the other, with a signal of their own.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, LEAVE):
         signal.signal(number, signal.SIG_IGN)
+    signal.signal(END, signal.SIG_DFL)
     signal.set_wakeup_fd(-1)
     let_others_finish()
     if sys.platform == "linux":

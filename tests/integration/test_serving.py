@@ -229,6 +229,16 @@ def test_a_signal_that_meets_another_is_not_lost(tmp_path: Path) -> None:
         assert it.stop() == 0
 
 
+def test_signals_that_mean_nothing_to_the_main_process_do_not_end_it(tmp_path: Path) -> None:
+    with serving(SERVER, tmp_path) as it:
+        before = workers_of(it)
+        for number in (signal.SIGUSR1, signal.SIGUSR2):
+            it.process.send_signal(number)
+        assert ask(it.url).startswith(b"HTTP/1.1 200")
+        assert workers_of(it) == before
+        assert it.stop() == 0
+
+
 def test_the_service_goes_on_while_no_process_can_be_made(tmp_path: Path) -> None:
     program = SERVER.replace("import os, sys", FORK_FAILS)
     with serving(program, tmp_path) as it:
