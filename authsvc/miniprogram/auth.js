@@ -71,10 +71,10 @@ function createAuth (options) {
 
   let current = '' // the token
   let said = read() // what it says
-  const time = () => now() / 1000 // of this phone, which may be wrong and be set at any time
+  const time = () => now() / 1000 // of this phone, which may be wrong and may be set
   let offset = 0 // to the server's
   /** @type {Promise<string> | null} */
-  let flight = null // the login under way: whoever needs one waits for it
+  let flight = null // the login under way, which all wait for
   let last = Promise.resolve() // before it has ended no other starts, also after logout()
   let epoch = 0 // of logouts
   let isUsed = false
@@ -138,7 +138,7 @@ function createAuth (options) {
       const { token } = reply.data || {}
       const found = reply.statusCode === 200 && read(token, appid)
       if (!found) throw problem(reply)
-      const date = dateOf(headerOf(reply, 'date')) // a proxy may leave it out, or have a clock of its own
+      const date = dateOf(headerOf(reply, 'date')) // a proxy may leave it out, or set its own
       offset = (Math.abs(date - found.iat) < 60 ? date : found.iat) - time()
       return token
     })
@@ -170,10 +170,11 @@ function createAuth (options) {
 
   /** @returns {Promise<string>} */
   function attempt (before = epoch, tries = 1) {
+    assertSame(before)
     const wait = held()
-    if (wait > LONGEST_WAIT) return Promise.reject(paused())
+    if (wait > LONGEST_WAIT) throw paused()
     const slept = new Promise(resolve => wait ? later(resolve, wait * 1000) : resolve(0))
-    return slept.then(() => assertSame(before)).then(exchange).then(token => {
+    return slept.then(() => assertSame(before)).then(() => exchange().then(token => {
       assertSame(before)
       failures = pause.until = 0
       keep(token)
@@ -188,7 +189,7 @@ function createAuth (options) {
       if (isLast || !isRefused) hold(error, /^user_/.test(code) ? Infinity : length) // until login() is called
       if (isLast) throw paused()
       return attempt(before, isRefused ? TRIES : tries + 1)
-    })
+    }))
   }
 
   function logIn () {
@@ -212,9 +213,9 @@ function createAuth (options) {
     return Promise.resolve(current)
   }
 
-  /** @param {any} given @param {string} token @returns {Reply} */
-  function send (given, token, isRepeated = false) {
-    const before = epoch
+  /** @param {any} given @returns {Reply} */
+  function send (given, token = '', since = epoch, isRepeated = false) {
+    assertSame(since)
     const header = Object.assign({}, given.header)
     for (const name in header) if (/^authorization$/i.test(name)) delete header[name]
     header.Authorization = 'Bearer ' + token
@@ -224,19 +225,19 @@ function createAuth (options) {
         if (isCurrent) doubt = false
         return reply
       }
-      assertSame(before)
+      assertSame(since)
       if (isRepeated || (isCurrent && doubt)) {
         doubt = false
         hold(new AuthError('given_up', 'a new token is refused', 401), GIVE_UP)
         throw paused()
       }
-      // Of many refused at once the first has the token replaced, the others find the new one.
+      // The first of many refused replaces the token, the others find the new one.
       if (isCurrent) {
         if (held() > LONGEST_WAIT) throw paused() // another host may take it
         doubt = true
         keep()
       }
-      return usable().then(next => send(given, next, true))
+      return usable().then(next => send(given, next, since, true))
     })
   }
 
@@ -245,11 +246,14 @@ function createAuth (options) {
     const { success = ignore, fail = ignore, complete = ignore, sessionKey } = given
     const url = String(given.url).replace(/^\/(?![/\\])/, base + '/')
     const all = Object.assign({}, given, { url })
-    const before = current
+    const [before, since] = [current, epoch]
     const result = ours.indexOf(origin(url) || '-') < 0 ? step('request', all) : usable().then(token => {
       if (!sessionKey || token !== before) return token // a login has just made the key
-      return step('checkSession').then(() => token, () => token === current ? logIn() : usable())
-    }).then(token => send(all, token))
+      return step('checkSession').then(() => token, () => {
+        assertSame(since)
+        return token === current ? logIn() : usable()
+      })
+    }).then(token => send(all, token, since))
     if (given.success || given.fail || given.complete) {
       result.then(success, fail)
       result.then(complete, complete)
@@ -257,7 +261,7 @@ function createAuth (options) {
     return result
   }
 
-  // It is launched once, and lives for days.
+  // It may live for days.
   if (api.onAppShow) api.onAppShow(() => isUsed && current && usable().catch(ignore))
   return {
     /** As wx.request. Our own hosts get the token, after a 401 once more a new one. */
@@ -280,7 +284,7 @@ function createAuth (options) {
         return reply.data
       })
     },
-    /** Forgets it here. Who waits for a login is told `logged_out`. */
+    /** Forgets it here. Whoever waits is told `logged_out`. */
     logout () {
       epoch++
       flight = null

@@ -212,6 +212,31 @@ test('logout forgets the token, also that of a login under way, and the next log
   assert.deepEqual([phone.auth.claims(), phone.storage], [null, {}])
 })
 
+test('logout ends the tries of the login under way, and adds nothing to what the next has to wait for', async () => {
+  const phone = new Phone()
+  phone.isOnline = false
+  const waiting = phone.auth.ready().catch(error => error.code)
+  await phone.idle() // it failed once, and waits for a second
+  phone.auth.logout()
+  phone.isOnline = true
+  const [claims, error, seconds] = await phone.until(phone.auth.login())
+  assert.deepEqual([claims && claims.appid, error, seconds], [APPID, null, 1])
+  assert.equal(await waiting, 'logged_out')
+  assert.deepEqual(phone.seen(), ['login', ...LOGIN])
+})
+
+test('what a server answers before a logout binds the login after it', async t => {
+  const busy = { status: 429, headers: { 'Retry-After': '9' } }
+  const it = await server(t, () => { phone.auth.logout(); return busy })
+  const phone = new Phone({ options: { baseURL: it.url } })
+  phone.auth.ready().catch(() => {})
+  await phone.idle()
+  assert.equal(it.requests.length, 1)
+  const [, , seconds] = await phone.until(phone.auth.ready())
+  assert.equal(seconds, 9)
+  assert.equal(it.requests.length, 2)
+})
+
 test('login gets a new token although there is a good one', async () => {
   const phone = await loggedIn()
   const old = phone.stored.token

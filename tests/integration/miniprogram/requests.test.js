@@ -127,6 +127,23 @@ test('a 401 that comes after a logout starts no login', async t => {
   assert.deepEqual(phone.seen(), ['GET /me 401'])
 })
 
+test('a logout before a request is sent ends it: the token is not sent, and nobody is logged in for it', async () => {
+  const phone = await loggedIn()
+  const request = phone.auth.request({ url: '/checklogin' })
+  phone.auth.logout()
+  await phone.fails(request, { code: 'logged_out' })
+  for (const gone of [false, true]) {
+    await phone.ok(phone.auth.ready())
+    phone.seen()
+    phone.wx.checkSession = given => {
+      phone.auth.logout()
+      given[gone ? 'fail' : 'success']({})
+    }
+    await phone.fails(phone.auth.request({ url: '/checklogin', sessionKey: true }), { code: 'logged_out' })
+    assert.deepEqual([phone.seen(), phone.auth.claims(), phone.storage], [[], null, {}])
+  }
+})
+
 test('every status but 401 is a result', async t => {
   const statuses = [200, 204, 403, 404, 409, 429, 500, 503]
   const api = await server(t, request => ({ status: Number(request.url.slice(1)), headers: { 'Retry-After': '9' } }))
