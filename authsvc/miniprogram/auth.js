@@ -18,13 +18,14 @@ const ignore = () => {}
 const dateOf = (text = '') => Date.parse(text) / 1000
 
 class AuthError extends Error {
-  /** @param {string} code @param {any} why @param {number} [status] @param {number} [retryAfter] */
-  constructor (code, why, status, retryAfter) {
+  /** @param {string} code @param {any} why @param {number} [status] */
+  constructor (code, why, status, retryAfter = 0) {
     super(String(why).replace(/eyJ[\w-]*\.[\w.-]*/g, '…')) // no token, whoever quotes one
     this.name = 'AuthError'
     this.code = code
     this.status = status
-    this.retryAfter = retryAfter // seconds in which no try is of use
+    // Seconds to wait.
+    this.retryAfter = retryAfter > 0 && retryAfter < Infinity ? Math.ceil(retryAfter) : undefined
     this.errMsg = this.message
   }
 }
@@ -124,8 +125,8 @@ function createAuth (options) {
     const after = headerOf(reply, 'retry-after')
     const wait = +after || dateOf(after) - (dateOf(headerOf(reply, 'date')) || time() + offset)
     const isOurs = /problem\+json/.test(headerOf(reply, 'content-type'))
-    const { code = 'bad_answer', title = 'not the service', detail = title } = (isOurs && reply.data) || {}
-    return new AuthError(code, detail, reply.statusCode, wait > 0 ? Math.ceil(wait) : undefined)
+    const { code, title = 'not the service', detail = title } = (isOurs && reply.data) || {}
+    return new AuthError(typeof code === 'string' ? code : 'bad_answer', detail, reply.statusCode, Math.min(wait, 3600))
   }
 
   /** With a new code: the last may be used up. */
@@ -159,9 +160,8 @@ function createAuth (options) {
   }
 
   function paused () {
-    const { code, message, status } = pause.error
-    const left = Math.ceil(held())
-    return new AuthError(code, message, status, left < Infinity ? left : undefined)
+    const { code = 'bad_answer', message, status } = pause.error
+    return new AuthError(code, message, status, held())
   }
 
   function assertSame (before = epoch) {
@@ -185,7 +185,7 @@ function createAuth (options) {
       const isLast = tries >= TRIES || (!isRefused && /^4(?!08|29)/.test(status))
       // Half by chance: phones that failed together come again apart.
       const backoff = Math.min(Math.pow(2, failures++), 30) * (1 + random()) / 2
-      const length = Math.min(Math.max(backoff, retryAfter), 3600)
+      const length = Math.max(backoff, retryAfter)
       if (isLast || !isRefused) hold(error, /^user_/.test(code) ? Infinity : length) // until login() is called
       if (isLast) throw paused()
       return attempt(before, isRefused ? TRIES : tries + 1)

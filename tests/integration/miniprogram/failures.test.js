@@ -282,6 +282,31 @@ test('what is not of the service is bad_answer, and nothing of it is kept', asyn
   }
 })
 
+test('an answer that is none, and a code that is no text, are a bad_answer too', async t => {
+  for (const reply of [undefined, null, {}, { statusCode: 200, data: {}, header: null }]) {
+    const phone = new Phone({ overrides: { request: given => given.success(reply) } })
+    await phone.fails(phone.auth.ready(), { code: 'bad_answer' })
+    assert.equal(phone.counted().login, 3)
+  }
+  const mute = new Phone({ overrides: { login: given => given.success() } })
+  await mute.fails(mute.auth.ready(), { code: 'bad_answer' })
+  for (const code of [null, 7, ['code_used'], { toString: 1, valueOf: 1 }]) {
+    const phone = await against(t, [{ ...problem(400, ''), body: { code } }])
+    await phone.fails(phone.auth.ready(), { code: 'bad_answer', status: 400 })
+    assert.equal(phone.requests.length, 1)
+    await phone.fails(phone.auth.check(), { code: 'bad_answer', status: 400 })
+  }
+})
+
+test('a Retry-After without end is an hour, and one that is over is none, whoever is told of it', async t => {
+  const past = new Date(Date.now() - DAY * 1000).toUTCString()
+  for (const [said, retryAfter] of [['1e400', 3600], ['Infinity', 3600], ['86400', 3600], ['1.5', 2], ['-1', undefined],
+    [past, undefined], ['soon', undefined]]) {
+    const phone = await against(t, [problem(503, 'overloaded', { 'Retry-After': said })])
+    await phone.fails(phone.auth.check(), { code: 'overloaded', status: 503, retryAfter })
+  }
+})
+
 test('the token of another app, or beside an error, is not taken', async t => {
   const real = await loggedIn()
   const { token } = real.stored
