@@ -62,7 +62,7 @@ function createAuth (options) {
   const { now, setTimeout: later } = options.clock || { now: Date.now, setTimeout }
   const api = options.wx || wx
   const base = String(options.baseURL).replace(/\/+$/, '')
-  const ours = hosts.map(host => base.split(':')[0] + '://' + host).concat(base).map(origin)
+  const ours = hosts.map(host => host.includes('//') ? host : base.split(':')[0] + '://' + host).concat(base).map(origin)
   const account = { appId: '', envVersion: '' }
   try {
     Object.assign(account, api.getAccountInfoSync().miniProgram)

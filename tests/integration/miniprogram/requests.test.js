@@ -165,7 +165,7 @@ test('only our own hosts get the token, in the header and nowhere else', async (
       'HTTPS://LOGIN.EXAMPLE.COM/x',
       'https://login.example.com:443/x', 'https://login.example.com?x=1', 'https://api.example.com/x',
       'https://b.example:8443/x',
-      'https://api.example.com/a@b'
+      'https://api.example.com/a@b', 'https://c.example/x'
     ], [
       'http://login.example.com/x', 'http://login.example.com:443/x', 'https://login.example.com:8443/x',
       'https://b.example/x',
@@ -182,15 +182,16 @@ test('only our own hosts get the token, in the header and nowhere else', async (
       'https://login.example.com%2eevil.example/', 'https://login.example.com:44３/', 'https://ｌogin.example.com/',
       'x', '', undefined,
       'wss://login.example.com/', 'https://login.example.com./', 'https://xlogin.example.com/',
-      'https://example.com/', 'ftp://api.example.com/'
+      'https://example.com/', 'ftp://api.example.com/', 'http://c.example/', 'https://https/'
     ]],
-    ['http://127.0.0.1:3000', ['/x', 'http://127.0.0.1:3000/x', 'http://api.example.com/x', 'http://b.example:8443/'], [
-      'https://127.0.0.1:3000/', 'http://127.0.0.1/', 'http://127.0.0.1:30000/',
+    ['http://127.0.0.1:3000', ['/x', 'http://127.0.0.1:3000/x', 'http://api.example.com/x', 'http://b.example:8443/',
+      'https://c.example/x'], [
+      'http://c.example/', 'https://127.0.0.1:3000/', 'http://127.0.0.1/', 'http://127.0.0.1:30000/',
       'http://127.0.0.1:3000.evil.example/', 'http://127.0.0.10:3000/'
     ]]
   ]) {
     const sent = []
-    const phone = new Phone({ storage, options: { baseURL, hosts: ['api.example.com', 'b.example:8443'] }, overrides: {
+    const phone = new Phone({ storage, options: { baseURL, hosts: ['api.example.com', 'b.example:8443', 'https://c.example/'] }, overrides: {
       request: given => { sent.push(given); given.success({ statusCode: 200, header: {}, data: {} }) }
     } })
     const { token } = phone.stored
