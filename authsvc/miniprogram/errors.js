@@ -10,7 +10,7 @@ const PHONE = '没有拿到手机号，请再点一次按钮'
 const TEXTS = {
   offline: NETWORK,
   timeout: NETWORK,
-  wx_login_failed: AGAIN,
+  wx_login_failed: '登录没有成功，请检查网络后再试', // without a network it is the first to fail
   no_code: AGAIN,
   bad_answer: LATER,
   given_up: LATER,
