@@ -355,7 +355,7 @@ def test_every_error_class_has_a_row_in_the_table_or_never_reaches_a_reply() -> 
     def leaves(base: type[Exception]) -> set[str]:
         return {c.code for c in base.__subclasses__()} | {x for c in base.__subclasses__() for x in leaves(c)}  # type: ignore[attr-defined]
 
-    not_of_requests = {"settings_invalid", "cannot_listen", "cannot_count", "keys_conflict"}
+    not_of_requests = {"settings_invalid", "cannot_listen", "cannot_count", "cannot_write", "keys_conflict"}
     answered_in_words = {"signature_invalid"}  # `{"valid": false}`
     opening = {"seal_broken"}
     of_verifiers = {"keys_unavailable"}
