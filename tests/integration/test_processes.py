@@ -113,6 +113,8 @@ def test_a_worker_that_cannot_have_the_last_keys_waits_for_them_and_the_others_g
     tmp_path: Path, wechat: Running
 ) -> None:
     with service(tmp_path, wechat_url=wechat.url, WORKERS="2") as it:
+        # Both: one that is still on its way would wait for the keys too, and nobody be there to go on.
+        until(lambda: all(f"Started worker-{number} runtime" in it.output() for number in (1, 2)), within_s=20)
         workers = children(it.process.pid)
         for worker in workers:
             os.kill(worker, signal.SIGSTOP)  # so that none has seen the new keys when one of their files goes
