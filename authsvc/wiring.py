@@ -323,7 +323,7 @@ def build_services(
         random_bytes=os.urandom,
     )
     places = BoundedSemaphore(settings.wechat_in_flight)
-    # Half of the threads that never wait for WeChat: the rest is for checklogin.
+    # Half of the threads that never wait for WeChat: the rest is for what waits for nothing, as the JWKS.
     work_places = (settings.threads - settings.wechat_in_flight) // 2
     # With TYP=JWT, tokens of the stricter type that were issued before the switch are still good.
     policy = Policy(

@@ -24,7 +24,7 @@ from authsvc.errors import AuthsvcError, SettingsError
 from authsvc.http.fastlane import FastLane
 from authsvc.http.gateway import Gateway
 from authsvc.http.listener import free_address
-from authsvc.http.metricsfolder import forget_worker, metrics_folder
+from authsvc.http.metricsfolder import forget_ended, metrics_folder
 from authsvc.http.operations import longest_body
 from authsvc.http.server import LoadGateway
 from authsvc.http.server import serve as serve_http
@@ -93,7 +93,7 @@ def serve(or_sandbox: bool, workers: int | None, threads: int | None) -> None:
             on_ready=notifier.ready,
             on_reload=lambda: _reloaded(settings, notifier, counts, or_sandbox=or_sandbox),
             on_stopping=notifier.stopping,
-            on_worker_end=functools.partial(forget_worker, counts),
+            on_worker_end=functools.partial(forget_ended, counts),
             hangup_ends=sys.stderr.isatty(),
         )
 

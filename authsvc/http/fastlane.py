@@ -12,12 +12,10 @@ from typing import Any, Final
 
 from authsvc.http.checklogin import PATH, checked
 from authsvc.http.context import is_request_id
+from authsvc.http.gateway import Headers, WSGIApp
 from authsvc.http.headers import SECURITY_HEADERS
 from authsvc.http.hosts import is_host_of
 from authsvc.http.services import Services
-
-WSGIApp = Callable[..., Iterable[bytes]]
-Answer = tuple[list[tuple[str, str]], bytes]
 
 _QUERY: Final = "token="
 _HEADERS: Final = [
@@ -47,7 +45,9 @@ class FastLane:
         start_response("200 OK", headers)
         return [body]
 
-    def at_once(self, method: str, path: str, query: str, *, headers: Mapping[str, str]) -> Answer | None:
+    def at_once(
+        self, method: str, path: str, query: str, *, headers: Mapping[str, str]
+    ) -> tuple[Headers, bytes] | None:
         """The headers and the body of a 200, or None where the app is to answer.
 
         `headers` are named as in a WSGI environ. Waits for nothing.

@@ -105,8 +105,8 @@ def files_of(folder: Path, name: str) -> Iterator[Path]:
     return folder.glob(f"*_{name}.db")
 
 
-def forget_worker(folder: Path | None, _pid: int) -> None:
-    """What was true of a worker while it lived; what it counted stays."""
+def forget_ended(folder: Path | None) -> None:
+    """What was true of workers while they lived; what they counted stays."""
     if folder is None:
         return
     for path in folder.glob(f"*{_LOCK}"):

@@ -33,7 +33,7 @@ def install_proxies(app: Flask, *, trusted: int) -> None:
         told = environ.get("HTTP_X_FORWARDED_FOR", "").split(",")
         if len(told) >= trusted and told != [""]:
             theirs = [word.strip() for word in told[-trusted:]]
-            # An empty one is what the server makes of a whole line that is not ASCII: so the places are not known.
+            # One of them empty: a client can add commas, and it is not known who stands where.
             environ["REMOTE_ADDR"] = theirs[0] if all(theirs) else ""
         return inner(environ, start_response)
 

@@ -67,7 +67,7 @@ def serve(
     on_ready: Callable[[], None],
     on_reload: Callable[[], LoadGateway | None],
     on_stopping: Callable[[], None],
-    on_worker_end: Callable[[int], None],
+    on_worker_end: Callable[[], None],
     hangup_ends: bool,
 ) -> None:
     """Serve until SIGINT or SIGTERM. `load_gateway` runs once in each worker process.
@@ -75,7 +75,7 @@ def serve(
     A worker that has not answered what it accepted `stop_within_s` seconds after the signal is killed. On SIGHUP all
     workers are replaced by those of what `on_reload` gives, one by one; None is for leaving them as they are. With
     `hangup_ends` it is as good as SIGTERM. `on_ready`: each worker can answer, after the start or a reload.
-    `on_worker_end` gets the number of the process.
+    `on_worker_end`: one has ended.
     """
     # Workers inherit what was read before they were: keys above all. Python 3.14 has another default.
     multiprocessing.set_start_method("fork", force=True)
@@ -136,7 +136,7 @@ class _Server(MPServer):
         on_ready: Callable[[], None],
         on_reload: Callable[[], LoadGateway | None],
         on_stopping: Callable[[], None],
-        on_worker_end: Callable[[int], None],
+        on_worker_end: Callable[[], None],
     ) -> None:
         self._on_worker_end = on_worker_end
         self._load_gateway = load_gateway
@@ -209,7 +209,6 @@ class _Server(MPServer):
 
     def _reload(self, spawn_target: Any, target_loader: Any) -> None:
         self.reload_signal = False
-        self.main_loop_interrupt.clear()
         load_gateway = self._new_gateway()
         if load_gateway is None:
             self._on_ready()  # as before
@@ -300,7 +299,7 @@ class _Server(MPServer):
         worker.listener.close()
         if worker.listener in self._listeners:
             self._listeners.remove(worker.listener)
-            self._on_worker_end(worker.inner.pid)
+            self._on_worker_end()
 
     def _end(self, worker: Any) -> None:
         self._tell_to_end(worker)

@@ -74,7 +74,7 @@ def on_our_server(app: Callable[..., Any], address: Address, processes: int, *, 
         on_ready=lambda: None,
         on_reload=lambda: None,
         on_stopping=lambda: None,
-        on_worker_end=lambda _pid: None,
+        on_worker_end=lambda: None,
         hangup_ends=False,
     )
 

@@ -79,7 +79,7 @@ def test_workers_at_the_same_time_do_not_write_over_each_other(tmp_path: Path) -
     with_counting(tmp_path, "it.workers(4, logins=200); assert it.logins() == 800, it.logins()")
 
 
-@pytest.mark.parametrize("then", ["forget_worker(folder, down)", "it.workers(1, logins=0)"])
+@pytest.mark.parametrize("then", ["forget_ended(folder)", "it.workers(1, logins=0)"])
 def test_what_was_true_of_a_worker_ends_with_it_and_what_it_counted_stays(tmp_path: Path, then: str) -> None:
     with_counting(
         tmp_path,
@@ -87,7 +87,7 @@ def test_what_was_true_of_a_worker_ends_with_it_and_what_it_counted_stays(tmp_pa
 IS_DOWN = 'authsvc_wechat_down{{call="jscode2session"}}'
 (down,) = it.workers(1, logins=1, is_down=True)
 it.workers(1, logins=1)
-forget_worker(folder, down)  # while it lives nothing is taken from it
+forget_ended(folder)  # while it lives nothing is taken from it
 assert it.told()[IS_DOWN] == 1
 it.kill(down)
 {then}

@@ -110,7 +110,7 @@ serve(
     on_ready=lambda: print("READY", file=sys.stderr, flush=True),
     on_reload=lambda: broken,
     on_stopping=lambda: None,
-    on_worker_end=lambda _pid: None,
+    on_worker_end=lambda: None,
     hangup_ends=False,
 )
 """

@@ -19,7 +19,7 @@ from tests.support.service import clean_environment
 _BEGIN: Final = """
 import sys
 from pathlib import Path
-from authsvc.http.metricsfolder import forget_worker
+from authsvc.http.metricsfolder import forget_ended
 from tests.support.counting import Counting
 
 folder = Path(sys.argv[1])

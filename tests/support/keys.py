@@ -6,12 +6,15 @@ import functools
 import hashlib
 import hmac
 import json
+import os
+from pathlib import Path
 from typing import Any
 
 from authsvc.claims import Claims, Policy
 from authsvc.encoding import base64url_encode
 from authsvc.errors import KeysUnavailable
 from authsvc.jwk import PrivateKey, PublicJwk, public_jwk
+from authsvc.keyfiles import KeyFolder
 from authsvc.keyparts import generate_key
 from authsvc.keyring import Keyring
 from authsvc.keyset import Keyset, Kind, Lifecycle, Purpose, new_keyset
@@ -32,6 +35,13 @@ CLAIMS = Claims(
     jti="jti-1",
     sid="sid-1",
 )
+
+
+def key_folder(path: Path) -> KeyFolder:
+    """A new one, on the disk."""
+    folder = KeyFolder(path)
+    folder.init(alg="ES256", purpose=Purpose.PRODUCTION, lifecycle=Lifecycle(), now=NOW, random_bytes=os.urandom)
+    return folder
 
 
 def keyring(alg: str = "ES256", *, made_at: int = NOW) -> Keyring:

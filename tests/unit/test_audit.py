@@ -16,18 +16,17 @@ from structlog.typing import EventDict
 from authsvc.audit import KeyAudit
 from authsvc.keeper import KeyKeeper, Rotation
 from authsvc.keyfiles import Change, KeyFolder, Transition
-from authsvc.keyset import Kind, Lifecycle, Purpose
+from authsvc.keyset import Kind
 from authsvc.rotation import revoke, rotate
 from tests.support.clock import NOW, FakeClock
+from tests.support.keys import key_folder
 
 MONTH = 30 * 86_400
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> KeyFolder:
-    folder = KeyFolder(tmp_path / "keys")
-    folder.init(alg="ES256", purpose=Purpose.PRODUCTION, lifecycle=Lifecycle(), now=NOW, random_bytes=os.urandom)
-    return folder
+    return key_folder(tmp_path / "keys")
 
 
 @pytest.fixture

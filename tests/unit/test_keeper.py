@@ -20,6 +20,7 @@ from authsvc.keyring import Keyring
 from authsvc.keyset import Kind, Lifecycle, Purpose
 from authsvc.rotation import prune, revoke, rotate, rotate_store
 from tests.support.clock import NOW, FakeClock
+from tests.support.keys import key_folder
 
 MONTH = 30 * 86_400
 
@@ -41,9 +42,7 @@ class Memory:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> KeyFolder:
-    folder = KeyFolder(tmp_path / "keys")
-    folder.init(alg="ES256", purpose=Purpose.PRODUCTION, lifecycle=Lifecycle(), now=NOW, random_bytes=os.urandom)
-    return folder
+    return key_folder(tmp_path / "keys")
 
 
 @pytest.fixture

@@ -12,25 +12,19 @@ import pytest
 import structlog
 
 from authsvc import errors
-from authsvc.telemetry import configure_logging
 from authsvc.wechat import App, WeChatSession
 from tests.contract.test_http_session import OLDEST_KEY, ask, open_data, service_with_logins
 from tests.support.app import APPID, FakeService, FakeWeChat
 from tests.support.clock import NOW
+from tests.support.logs import logged
 
 CODE = "0712cDoV0cfty22AeloV0daMoV02cDog"
 
 
 @pytest.fixture
 def log() -> Iterator[io.StringIO]:
-    root = logging.getLogger()
-    before = root.handlers[:], root.level
-    stream = io.StringIO()
-    configure_logging(stream)
-    yield stream
-    root.handlers[:] = before[0]
-    root.setLevel(before[1])
-    structlog.reset_defaults()
+    with logged() as stream:
+        yield stream
 
 
 def _lines(log: io.StringIO) -> list[dict[str, Any]]:

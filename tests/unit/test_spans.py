@@ -26,10 +26,10 @@ from authsvc import errors
 from authsvc.otel import OtelSpans, _Telling
 from authsvc.settings import Settings, load_settings
 from authsvc.spans import NO_SPANS, wanted
-from authsvc.telemetry import configure_logging
 from authsvc.wechat import App, WeChatClient, WeChatSession, new_session
 from tests.contract.test_http_session import OLDEST_KEY, ask, open_data, service_with_logins
 from tests.support.app import APPID, CODE, SESSION_KEY, FakeService, FakeWeChat
+from tests.support.logs import logged
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT_ID = "00f067aa0ba902b7"
@@ -180,14 +180,8 @@ class _Talkative(FakeWeChat):
 
 @pytest.fixture
 def log() -> Iterator[io.StringIO]:
-    root = logging.getLogger()
-    before = root.handlers[:], root.level
-    stream = io.StringIO()
-    configure_logging(stream)
-    yield stream
-    root.handlers[:] = before[0]
-    root.setLevel(before[1])
-    structlog.reset_defaults()
+    with logged() as stream:
+        yield stream
 
 
 @pytest.mark.parametrize("headers", [{}, {"traceparent": f"00-{TRACE_ID}-{PARENT_ID}-01"}])
