@@ -229,6 +229,29 @@ def test_a_signal_that_meets_another_is_not_lost(tmp_path: Path) -> None:
         assert it.stop() == 0
 
 
+def test_a_signal_that_another_thread_gets_wakes_the_main_process(tmp_path: Path) -> None:
+    program = """
+import signal, threading, time
+from authsvc.http.server import _Interrupt
+
+came = []
+signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
+interrupt = _Interrupt(lambda: bool(came))
+
+def get_one():
+    time.sleep(0.5)  # the main thread waits by then
+    signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+    time.sleep(60)
+
+threading.Thread(target=get_one, daemon=True).start()
+interrupt.wait()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=clean_environment(), timeout=SOON_S, check=False
+    )
+    assert done.returncode == 0
+
+
 def test_signals_that_mean_nothing_to_the_main_process_do_not_end_it(tmp_path: Path) -> None:
     with serving(SERVER, tmp_path) as it:
         before = workers_of(it)
