@@ -34,7 +34,7 @@ from authsvc.http.worker import END, LEAVE, MOST_CONNECTIONS, work
 
 LoadGateway: TypeAlias = Callable[[], Gateway]
 
-# A token of 8 KiB and a generous set of headers; more is refused by the server itself.
+# A token of 8 KiB and a generous set of headers. hyper looks after it has read, so it refuses some twice of it at last.
 _HEADER_BUFFER_BYTES: Final = 65_536
 # Longer than a load balancer keeps an idle connection (mostly 60 s), or it would write into one that is being closed.
 _HEADERS_WITHIN_MS: Final = 75_000

@@ -450,6 +450,17 @@ def test_a_body_that_never_comes_does_not_have_a_worker_killed(tmp_path: Path, w
         assert "did not stop in time" not in it.output()
 
 
+@pytest.mark.parametrize(("length", "status"), [(60_000, b"200"), (150_000, b"431")])
+def test_headers_of_64_kib_are_taken_and_those_of_twice_as_many_are_refused(
+    length: int, status: bytes, tmp_path: Path
+) -> None:
+    with serving(SERVER, tmp_path) as it:
+        host, _, port = it.url.removeprefix("http://").partition(":")
+        with socket.create_connection((host, int(port)), timeout=SOON_S) as connection:
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nX-Long: " + b"a" * length + b"\r\n\r\n")
+            assert connection.recv(100).startswith(b"HTTP/1.1 " + status)
+
+
 def test_who_does_not_send_the_body_in_time_is_told_so_and_let_go(tmp_path: Path) -> None:
     program = SERVER.replace("longest_body=lambda path: 4096", "longest_body=lambda path: 4096, body_within_s=0.5")
     program = program.replace("def app(environ, start_response):", READING_APP)
