@@ -17,7 +17,7 @@ import structlog
 from werkzeug.exceptions import RequestTimeout
 
 from authsvc.errors import BadRequest, Overloaded
-from authsvc.http.turns import let_others_finish
+from authsvc.http.turns import come_last
 
 WSGIApp = Callable[..., Iterable[bytes]]
 Headers = list[tuple[str, str]]
@@ -230,7 +230,7 @@ def _all_of(number: int) -> ThreadPoolExecutor:
     """So many threads, each of them begun: who asks for one too many later is told that it failed, and it is done
     nonetheless, by the others.
     """
-    found = ThreadPoolExecutor(number, thread_name_prefix="request", initializer=let_others_finish)
+    found = ThreadPoolExecutor(number, thread_name_prefix="request", initializer=come_last)
     all_there = Barrier(number + 1)
     try:
         for _ in range(number):
