@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 from collections.abc import Callable
 from threading import get_ident
@@ -57,6 +58,9 @@ def work(
     loop.add_signal_handler(END, stop.set)
     loop.add_signal_handler(LEAVE, gateway.leave)
     gateway.begin(loop)
+    # What is there by now stays: looking for garbage in it stops every thread of the worker for 100 ms, now and then.
+    gc.collect()
+    gc.freeze()
     make: Any = RSGIWorker  # its stub is out of date
     worker = make(
         *(worker_id, sock, ipc, threads, io_threads, py_threads, py_threads_idle_s, most_connections),

@@ -419,6 +419,14 @@ def test_of_a_worker_s_threads_the_one_that_answers_checks_alone_interrupts_othe
 # ---- slow clients -------------------------------------------------------------------------------
 
 
+def test_a_worker_does_not_look_for_garbage_in_what_was_there_when_it_began(tmp_path: Path) -> None:
+    counts = 'f"{gc.get_freeze_count()} {len(gc.get_objects())}"'
+    program = SERVER.replace("import os, sys", "import gc, os, sys").replace("str(os.getpid())", counts)
+    with serving(program, tmp_path) as it:
+        left_alone, looked_through = map(int, requests.get(it.url, timeout=SOON_S).text.split())
+    assert left_alone > 10 * looked_through
+
+
 def test_five_hundred_clients_that_send_a_byte_a_second_leave_the_rest_alone(tmp_path: Path, wechat: Running) -> None:
     with service(tmp_path, wechat_url=wechat.url, WORKERS="1", ACCESS_LOG="none") as it:
         token = it.token()
