@@ -12,9 +12,10 @@ from typing import Any, Final
 
 from authsvc.http.checklogin import PATH, checked
 from authsvc.http.context import is_request_id
-from authsvc.http.gateway import Headers, WSGIApp
+from authsvc.http.gateway import WSGIApp
 from authsvc.http.headers import SECURITY_HEADERS
 from authsvc.http.hosts import is_host_of
+from authsvc.http.rsgi import Headers
 from authsvc.http.services import Services
 
 _QUERY: Final = "token="

@@ -1,6 +1,6 @@
 """Between the HTTP server and the app: a request gets a thread once all of it is there, so slow clients hold none.
 
-The server speaks RSGI, granian's own interface (docs/spec/RSGI.md there); the app speaks WSGI (PEP 3333).
+The server speaks RSGI; the app speaks WSGI (PEP 3333).
 """
 
 from __future__ import annotations
@@ -14,52 +14,18 @@ from threading import Barrier
 from typing import Any, Final, Protocol
 
 import structlog
-from werkzeug.exceptions import RequestTimeout
 
-from authsvc.errors import BadRequest, Overloaded
+from authsvc.http import bodies
+from authsvc.http.rsgi import Exchange, Headers, Scope
 from authsvc.http.turns import come_last
 
 WSGIApp = Callable[..., Iterable[bytes]]
-Headers = list[tuple[str, str]]
-
-BODY_WITHIN_S: Final = 30.0
-"""From the headers to the end of the body: 256 KiB in that time are 70 kbit/s."""
-BODY_AT_END_WITHIN_S: Final = 4.0
-"""From `leave` to the end of a body under way. What is left until the worker is killed is for the login."""
-MOST_HELD_BYTES: Final = 67_108_864
-"""How much of long headers and bodies one worker holds until they are whole; short ones are bounded by the number of
-connections.
-"""
-SHORT_BYTES: Final = 4_096
 
 _CLOSE: Final = ("Connection", "close")
 _NO_TEXT: Final = "\ufffd".encode().decode("latin-1")
 _NAMED_OTHERWISE: Final = {"HTTP_CONTENT_TYPE": "CONTENT_TYPE", "HTTP_CONTENT_LENGTH": "CONTENT_LENGTH"}
 
 _log = structlog.get_logger("authsvc.http")
-
-
-class Scope(Protocol):
-    """What granian tells of a request. It leaves out header fields that are not ASCII."""
-
-    method: str
-    path: str  # decoded, with U+FFFD for what is no UTF-8
-    query_string: str  # as it came
-    http_version: str
-    authority: str | None  # of a target that is a whole URL
-    client: str
-    server: str
-
-    @property
-    def headers(self) -> Any: ...
-
-
-class Exchange(Protocol):
-    """granian's end of a request. The first answer is the one that counts; from any thread."""
-
-    def __call__(self) -> Any: ...
-    def __aiter__(self) -> Any: ...
-    def response_bytes(self, status: int, headers: Headers, body: bytes) -> None: ...
 
 
 class AtOnce(Protocol):
@@ -80,9 +46,9 @@ class Gateway:
         threads: int,
         longest_body: Callable[[str], int],
         at_once: AtOnce | None = None,
-        body_within_s: float = BODY_WITHIN_S,
-        body_at_end_within_s: float = BODY_AT_END_WITHIN_S,
-        most_held: int = MOST_HELD_BYTES,
+        body_within_s: float = bodies.WITHIN_S,
+        body_at_end_within_s: float = bodies.AT_END_WITHIN_S,
+        most_held: int = bodies.MOST_HELD_BYTES,
     ) -> None:
         """`longest_body`: how many bytes a path takes. More are not read, and the app has to refuse them.
 
@@ -91,19 +57,14 @@ class Gateway:
         self._app = app
         self._at_once = at_once
         self._threads = _all_of(threads)
-        self._longest_body = longest_body
-        self._body_within_s = body_within_s
-        self._body_at_end_within_s = body_at_end_within_s
-        self._most_held = most_held
-        self._held = 0  # by the one thread of the event loop
-        self._readings: set[asyncio.Task[None]] = set()  # the loop itself keeps none of them alive
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._bodies = bodies.Bodies(
+            longest_body, within_s=body_within_s, at_end_within_s=body_at_end_within_s, most_held=most_held
+        )
         self._is_leaving = False
-        self._deadlines: set[asyncio.Timeout] = set()
 
     def begin(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Bodies are read by `loop`, which is to run in another thread than the one that calls `take`."""
-        self._loop = loop
+        """`loop` sees to bodies that take their time. It is to run in another thread than the one that calls `take`."""
+        self._bodies.begin(loop)
 
     def leave(self) -> None:
         """From now on each answer closes its connection (RFC 9112, 9.6), and bodies have little time.
@@ -111,12 +72,7 @@ class Gateway:
         In the thread of the loop.
         """
         self._is_leaving = True
-        # One slow client would have the worker killed, and with it the login of another that had just begun.
-        assert self._loop is not None
-        until = self._loop.time() + self._body_at_end_within_s
-        for deadline in self._deadlines:
-            if not deadline.expired():
-                deadline.reschedule(min(until, deadline.when() or until))
+        self._bodies.leave()
 
     def take(self, scope: Scope, exchange: Exchange) -> None:
         """See that the request is answered, now or later. Waits for nothing, and raises nothing."""
@@ -129,57 +85,21 @@ class Gateway:
                     return
             # No other method has a body that anybody here would look at.
             if scope.method == "POST" and ("HTTP_CONTENT_LENGTH" in headers or "HTTP_TRANSFER_ENCODING" in headers):
-                assert self._loop is not None
-                self._loop.call_soon_threadsafe(self._begin_reading, scope, headers, exchange)
+                self._bodies.read(
+                    scope.path, headers, exchange, lambda body: self._hand_over(scope, headers, body, exchange)
+                )
             else:
                 self._hand_over(scope, headers, io.BytesIO(), exchange)
         except Exception as error:  # noqa: BLE001 - granian's thread would end with it
             self._fail(exchange, error)
 
-    # ---- in the event loop ----
-
-    def _begin_reading(self, scope: Scope, headers: dict[str, str], exchange: Exchange) -> None:
-        reading = asyncio.ensure_future(self._read_and_hand_over(scope, headers, exchange))
-        self._readings.add(reading)
-        reading.add_done_callback(self._readings.discard)
-
-    async def _read_and_hand_over(self, scope: Scope, headers: dict[str, str], exchange: Exchange) -> None:
+    def _hand_over(self, scope: Scope, headers: dict[str, str], body: bodies.Body, exchange: Exchange) -> None:
         try:
-            self._hand_over(scope, headers, await self._body(scope, headers, exchange), exchange)
-        except Exception as error:  # noqa: BLE001 - there is nobody else whom it could reach
+            self._threads.submit(self._answer, _environ(scope, headers, body), [exchange])
+        except Exception as error:  # noqa: BLE001 - whoever had the body for us could do nothing about it
             self._fail(exchange, error)
 
-    async def _body(self, scope: Scope, headers: dict[str, str], exchange: Exchange) -> io.RawIOBase | io.BytesIO:
-        most = self._longest_body(scope.path)
-        length = int(headers.get("HTTP_CONTENT_LENGTH", most))  # the server lets digits pass alone
-        if length > most:
-            return io.BytesIO()  # the app sees its length, and does not read it
-        # The headers too: 8,192 connections with 60 KB of them, each there twice, are more than a GB.
-        holds = sum(size for size in (length, sum(map(len, headers.values()))) if size > SHORT_BYTES)
-        if self._held + holds > self._most_held:
-            return Unreadable(Overloaded("too many long requests are under way"))
-        self._held += holds
-        deadline = asyncio.timeout(self._body_at_end_within_s if self._is_leaving else self._body_within_s)
-        self._deadlines.add(deadline)
-        try:
-            async with deadline:
-                if "HTTP_CONTENT_LENGTH" in headers:
-                    return io.BytesIO(await exchange())
-                return io.BytesIO(await _read(exchange, most=most))
-        except TimeoutError:
-            return Unreadable(RequestTimeout())
-        except BadRequest as error:
-            return Unreadable(error)
-        except RuntimeError:  # granian's RSGIProtocolClosed: the client ended it
-            return Unreadable(BadRequest("the body was cut short"))
-        finally:
-            self._held -= holds
-            self._deadlines.discard(deadline)
-
     # ---- in a thread of its own ----
-
-    def _hand_over(self, scope: Scope, headers: dict[str, str], body: Any, exchange: Exchange) -> None:
-        self._threads.submit(self._answer, _environ(scope, headers, body), [exchange])
 
     def _answer(self, environ: dict[str, Any], held: list[Exchange]) -> None:
         # The exchange in a list, to let go of it: an error in the app keeps these frames until Python looks for cycles,
@@ -213,19 +133,6 @@ class Gateway:
         exchange.response_bytes(500, [_CLOSE], b"")
 
 
-class Unreadable(io.RawIOBase):
-    """A body that is not there: whoever reads it gets the error, and whoever refuses the request before does not."""
-
-    def __init__(self, error: Exception) -> None:
-        self._error = error
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, _buffer: Any) -> int:
-        raise self._error
-
-
 def _all_of(number: int) -> ThreadPoolExecutor:
     """So many threads, each of them begun: who asks for one too many later is told that it failed, and it is done
     nonetheless, by the others.
@@ -240,25 +147,6 @@ def _all_of(number: int) -> ThreadPoolExecutor:
         all_there.abort()
         raise
     return found
-
-
-async def _read(exchange: Exchange, *, most: int) -> bytes:
-    """A body that does not say how long it is, or a little more than `most` of it.
-
-    Raises: BadRequest if it does not come to its end.
-    """
-    found = bytearray()
-    is_over = False
-    async for chunk in exchange:
-        # granian ends each with an empty one. Where the client went away, or wrote what is no chunk, that is not said
-        # otherwise than by an empty one more (RFC 9112, 8); trailers, which nobody here reads, look the same.
-        if is_over:
-            raise BadRequest("the body was cut short, or has trailers")
-        is_over = not chunk
-        found += chunk
-        if len(found) > most:
-            break
-    return bytes(found)
 
 
 def _headers(scope: Scope) -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from authsvc.http import login, replies, session
-from authsvc.http.gateway import SHORT_BYTES
+from authsvc.http.bodies import SHORT_BYTES
 
 
 class Caller(Enum):

@@ -16,7 +16,7 @@ from werkzeug.exceptions import RequestTimeout
 
 from authsvc import errors
 from authsvc.http.advice import ADVICE
-from authsvc.http.gateway import Unreadable
+from authsvc.http.bodies import Unreadable
 from authsvc.http.operations import OPERATIONS
 from authsvc.http.problems import PROBLEMS
 from authsvc.keyset import Kind

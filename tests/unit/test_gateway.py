@@ -7,7 +7,7 @@ import io
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, Self
 from wsgiref.validate import validator
 
 import pytest
@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 from werkzeug.exceptions import RequestTimeout
 
 from authsvc.errors import BadRequest, Overloaded
+from authsvc.http.bodies import WhenThere
 from authsvc.http.gateway import Gateway
 
 SOON_S: Final = 10
@@ -54,21 +55,35 @@ class Exchange:
         self._chunks = chunks
         self._ends = ends
         self._has_come = asyncio.Event()
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._then: Callable[[Exchange], object] | None = None
         self.reads = 0
         self.answer: tuple[int, dict[str, str], bytes] | None = None
         self._answered = threading.Event()
         self.is_read = threading.Event()
+        self.is_given_up = threading.Event()
 
     def arrive(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._then is not None:
+            self._then(self)
         loop.call_soon_threadsafe(self._has_come.set)
 
-    async def __call__(self) -> bytes:
+    def __call__(self) -> Self:
+        return self
+
+    def add_done_callback(self, callback: Callable[[Any], object], *, context: None) -> None:
+        assert isinstance(callback, WhenThere), "or it waits for the thread of the loop"
+        del context
+        self._then = callback
         self.is_read.set()
-        await self._has_come.wait()
+
+    def result(self) -> bytes:
         if self._ends is not None:
             raise self._ends
         return b"".join(self._chunks)
+
+    def cancel(self) -> bool:
+        self.is_given_up.set()
+        return True
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         self.is_read.set()
@@ -161,6 +176,26 @@ def test_a_body_that_does_not_come_in_time_is_an_error_for_whoever_reads_it() ->
     app = App()
     with gateway(app, body_within_s=0) as (it, _):
         it.take(post("/login", 5), exchange := Exchange())
+        exchange.answered()
+    assert [type(error) for error in app.raised] == [RequestTimeout]
+    assert exchange.is_given_up.is_set()
+
+
+def test_a_body_that_comes_when_its_time_is_over_does_not_have_the_request_answered_twice() -> None:
+    app = App()
+    with gateway(app, body_within_s=0) as (it, loop):
+        it.take(post("/login", 5), exchange := Exchange(b"hello"))
+        exchange.answered()
+        exchange.arrive(loop)
+        it.take(Request("GET", "/healthz"), after := Exchange())
+        after.answered()
+    assert [environ["PATH_INFO"] for environ in app.environs] == ["/login", "/healthz"]
+
+
+def test_a_body_without_a_length_that_does_not_come_in_time_is_an_error_for_whoever_reads_it() -> None:
+    app = App()
+    with gateway(app, body_within_s=0) as (it, _):
+        it.take(Request("POST", "/login", ("transfer-encoding", "chunked")), exchange := Exchange())
         exchange.answered()
     assert [type(error) for error in app.raised] == [RequestTimeout]
 

@@ -1,0 +1,200 @@
+"""The bodies of requests: read with a time and a size, while no thread waits for any of them."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Callable, Mapping
+from threading import Lock
+from typing import Any, Final
+
+from werkzeug.exceptions import RequestTimeout
+
+from authsvc.errors import BadRequest, Overloaded
+from authsvc.http.rsgi import Exchange, FutureBody
+
+Body = io.RawIOBase | io.BytesIO
+
+WITHIN_S: Final = 30.0
+"""From the headers to the end of the body: 256 KiB in that time are 70 kbit/s."""
+AT_END_WITHIN_S: Final = 4.0
+"""From `leave` to the end of a body under way. What is left until the worker is killed is for the login."""
+MOST_HELD_BYTES: Final = 67_108_864
+"""How much of long headers and bodies one worker holds until they are whole; short ones are bounded by the number of
+connections.
+"""
+SHORT_BYTES: Final = 4_096
+
+_LOOK_EVERY_S: Final = 0.25  # at the time: so much more a body may take
+
+
+class Bodies:
+    """Those of one worker process. Safe for two threads, the one that requests come from and that of the loop."""
+
+    def __init__(
+        self, longest: Callable[[str], int], *, within_s: float, at_end_within_s: float, most_held: int
+    ) -> None:
+        """`longest`: how many bytes a path takes. More are not read, and whoever gets the body has to refuse it."""
+        self._longest = longest
+        self._within_s = within_s
+        self._at_end_within_s = at_end_within_s
+        self._most_held = most_held
+        self._lock = Lock()
+        self._held = 0
+        self._readings: set[_Reading] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def begin(self, loop: asyncio.AbstractEventLoop) -> None:
+        """`loop` is to run in another thread than the one that calls `read`."""
+        self._loop = loop
+        loop.call_soon_threadsafe(self._look_at_the_time)
+
+    def leave(self) -> None:
+        """From now on bodies have little time, also those that are under way. In the thread of the loop.
+
+        One slow client would have the worker killed, and with it the login of another that had just begun.
+        """
+        assert self._loop is not None
+        self._within_s = min(self._within_s, self._at_end_within_s)
+        until = self._loop.time() + self._within_s
+        with self._lock:
+            for reading in self._readings:
+                reading.ends_at = min(reading.ends_at, until)
+
+    def read(self, path: str, headers: Mapping[str, str], exchange: Exchange, then: Callable[[Body], None]) -> None:
+        """Call `then` with the body, once, in whichever thread, when all of it is there: or one that raises an error
+        when it is read, for whoever reads it. `headers` are named as in a WSGI environ. Waits for nothing.
+        """
+        assert self._loop is not None
+        most = self._longest(path)
+        length = int(headers.get("HTTP_CONTENT_LENGTH", most))  # the server lets digits pass alone
+        if length > most:
+            then(io.BytesIO())  # the app sees its length, and does not read it
+            return
+        # The headers too: 8,192 connections with 60 KB of them, each there twice, are more than a GB.
+        holds = sum(size for size in (length, sum(map(len, headers.values()))) if size > SHORT_BYTES)
+        reading = _Reading(self._loop.time() + self._within_s, holds, then)
+        with self._lock:
+            is_room = self._held + holds <= self._most_held
+            if is_room:
+                self._held += holds
+                self._readings.add(reading)
+        if not is_room:
+            then(Unreadable(Overloaded("too many long requests are under way")))
+        elif "HTTP_CONTENT_LENGTH" in headers:
+            self._read_known_length(reading, exchange)
+        else:
+            self._loop.call_soon_threadsafe(self._read_chunks, reading, exchange, most)
+
+    def _read_known_length(self, reading: _Reading, exchange: Exchange) -> None:
+        try:
+            future = exchange()
+        except RuntimeError as error:
+            self._end(reading, Unreadable(_cut_short(error)))
+            return
+        reading.cancel = future.cancel
+        future.add_done_callback(WhenThere(lambda body: self._end(reading, _outcome(body.result))), context=None)
+
+    def _read_chunks(self, reading: _Reading, exchange: Exchange, most: int) -> None:
+        task = asyncio.ensure_future(_all_chunks(exchange, most=most))
+        reading.cancel = task.cancel  # also keeps the task alive, which the loop does not
+
+        def end(body: asyncio.Task[bytes]) -> None:
+            if not body.cancelled():
+                self._end(reading, _outcome(body.result))
+
+        task.add_done_callback(end)
+
+    def _look_at_the_time(self) -> None:
+        assert self._loop is not None
+        now = self._loop.time()
+        with self._lock:
+            late = [reading for reading in self._readings if reading.ends_at <= now]
+        for reading in late:
+            if self._is_first_to_end(reading):
+                reading.cancel()
+                reading.then(Unreadable(RequestTimeout()))
+        self._loop.call_later(_LOOK_EVERY_S, self._look_at_the_time)
+
+    def _end(self, reading: _Reading, body: Body) -> None:
+        if self._is_first_to_end(reading):
+            reading.then(body)
+
+    def _is_first_to_end(self, reading: _Reading) -> bool:
+        """What comes at the last moment is there and late at once, in two threads."""
+        with self._lock:
+            if reading not in self._readings:
+                return False
+            self._readings.remove(reading)
+            self._held -= reading.holds
+        return True
+
+
+class WhenThere:
+    """What is to be done when a body is there, at once and wherever that is known (see `worker.Loop`)."""
+
+    __slots__ = ("_do",)
+
+    def __init__(self, do: Callable[[FutureBody], object]) -> None:
+        self._do = do
+
+    def __call__(self, body: FutureBody) -> None:
+        self._do(body)
+
+
+class Unreadable(io.RawIOBase):
+    """A body that is not there: whoever reads it gets the error, and whoever refuses the request before does not."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, _buffer: Any) -> int:
+        raise self._error
+
+
+class _Reading:
+    """A body under way."""
+
+    __slots__ = ("cancel", "ends_at", "holds", "then")
+
+    def __init__(self, ends_at: float, holds: int, then: Callable[[Body], None]) -> None:
+        self.ends_at = ends_at  # by the clock of the loop
+        self.holds = holds
+        self.then = then
+        self.cancel: Callable[[], object] = bool
+
+
+def _outcome(body: Callable[[], bytes]) -> Body:
+    try:
+        return io.BytesIO(body())
+    except BadRequest as error:
+        return Unreadable(error)
+    except RuntimeError as error:
+        return Unreadable(_cut_short(error))
+
+
+def _cut_short(_by_the_client: RuntimeError) -> BadRequest:
+    """granian's RSGIProtocolClosed is a RuntimeError: the client ended it."""
+    return BadRequest("the body was cut short")
+
+
+async def _all_chunks(exchange: Exchange, *, most: int) -> bytes:
+    """A body that does not say how long it is, or a little more than `most` of it.
+
+    Raises: BadRequest if it does not come to its end.
+    """
+    found = bytearray()
+    is_over = False
+    async for chunk in exchange:
+        # granian ends each with an empty one. Where the client went away, or wrote what is no chunk, that is not said
+        # otherwise than by an empty one more (RFC 9112, 8); trailers, which nobody here reads, look the same.
+        if is_over:
+            raise BadRequest("the body was cut short, or has trailers")
+        is_over = not chunk
+        found += chunk
+        if len(found) > most:
+            break
+    return bytes(found)
