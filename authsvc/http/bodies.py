@@ -111,8 +111,9 @@ class Bodies:
         with self._lock:
             late = [reading for reading in self._readings if reading.ends_at <= now]
         for reading in late:
+            cancel = reading.cancel
             if self._is_first_to_end(reading):
-                reading.cancel()
+                cancel()
                 reading.then(Unreadable(RequestTimeout()))
         self._loop.call_later(_LOOK_EVERY_S, self._look_at_the_time)
 
@@ -127,6 +128,8 @@ class Bodies:
                 return False
             self._readings.remove(reading)
             self._held -= reading.holds
+        # granian's future holds what holds the reading, out of sight of the garbage collector.
+        reading.cancel = bool
         return True
 
 

@@ -511,3 +511,23 @@ def test_chunks_that_do_not_come_to_their_end_are_no_body(serving_reader: Runnin
             connection.shutdown(socket.SHUT_WR)
         answer = b"".join(iter(lambda: connection.recv(4096), b""))
     assert answer.startswith(b"HTTP/1.1 %d " % status)
+
+
+# ---- memory -------------------------------------------------------------------------------------
+
+
+def test_requests_that_are_over_take_no_memory(serving_reader: Running) -> None:
+    def send(number: int) -> None:
+        with requests.Session() as session:
+            for _ in range(number):
+                assert session.post(serving_reader.url, data=b"x", timeout=SOON_S).status_code == 200
+
+    send(200)
+    before_kb = memory_kb(workers_of(serving_reader))
+    send(4_000)
+    assert memory_kb(workers_of(serving_reader)) - before_kb < 4_000, "a KB each"
+
+
+def memory_kb(pids: set[int]) -> int:
+    status = [Path(f"/proc/{pid}/status").read_text() for pid in pids]
+    return sum(int(each.partition("VmRSS:")[2].split()[0]) for each in status)
