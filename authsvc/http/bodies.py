@@ -25,6 +25,7 @@ connections.
 """
 SHORT_BYTES: Final = 4_096
 
+_CUT_SHORT: Final = "the body was cut short"
 _LOOK_EVERY_S: Final = 0.25  # at the time: so much more a body may take
 
 
@@ -89,8 +90,8 @@ class Bodies:
     def _read_known_length(self, reading: _Reading, exchange: Exchange) -> None:
         try:
             future = exchange()
-        except RuntimeError as error:
-            self._end(reading, Unreadable(_cut_short(error)))
+        except RuntimeError:
+            self._end(reading, Unreadable(BadRequest(_CUT_SHORT)))
             return
         reading.cancel = future.cancel
         future.add_done_callback(WhenThere(lambda body: self._end(reading, _outcome(body.result))), context=None)
@@ -175,13 +176,10 @@ def _outcome(body: Callable[[], bytes]) -> Body:
         return io.BytesIO(body())
     except BadRequest as error:
         return Unreadable(error)
-    except RuntimeError as error:
-        return Unreadable(_cut_short(error))
-
-
-def _cut_short(_by_the_client: RuntimeError) -> BadRequest:
-    """granian's RSGIProtocolClosed is a RuntimeError: the client ended it."""
-    return BadRequest("the body was cut short")
+    except RuntimeError as error:  # granian's RSGIProtocolClosed
+        # granian's future holds the error, which holds this frame, which holds the future.
+        error.__traceback__ = None
+        return Unreadable(BadRequest(_CUT_SHORT))
 
 
 async def _all_chunks(exchange: Exchange, *, most: int) -> bytes:
@@ -195,7 +193,7 @@ async def _all_chunks(exchange: Exchange, *, most: int) -> bytes:
         # granian ends each with an empty one. Where the client went away, or wrote what is no chunk, that is not said
         # otherwise than by an empty one more (RFC 9112, 8); trailers, which nobody here reads, look the same.
         if is_over:
-            raise BadRequest("the body was cut short, or has trailers")
+            raise BadRequest(f"{_CUT_SHORT}, or has trailers")
         is_over = not chunk
         found += chunk
         if len(found) > most:

@@ -223,10 +223,11 @@ def test_a_body_that_comes_when_its_time_is_over_does_not_have_the_request_answe
     assert [environ["PATH_INFO"] for environ in app.environs] == ["/login", "/healthz"]
 
 
-def test_a_request_that_is_over_is_forgotten_without_the_garbage_collector() -> None:
+@pytest.mark.parametrize("ends", [None, RuntimeError("RSGI transport is closed")], ids=["whole", "cut short"])
+def test_a_request_that_is_over_is_forgotten_without_the_garbage_collector(ends: Exception | None) -> None:
     # It does not see into granian's objects: what holds itself by way of one of them is held for ever.
-    with gateway(App()) as (it, loop), no_garbage_collector():
-        it.take(post("/login", 5), exchange := Exchange(b"hello"))
+    with gateway(lambda _environ, _start_response: [b""]) as (it, loop), no_garbage_collector():
+        it.take(post("/login", 5), exchange := Exchange(b"hello", ends=ends))
         exchange.arrive(loop)
         exchange.answered()
         held = weakref.ref(exchange)
