@@ -97,6 +97,8 @@ class Bodies:
         future.add_done_callback(WhenThere(lambda body: self._end(reading, _outcome(body.result))), context=None)
 
     def _read_chunks(self, reading: _Reading, exchange: Exchange, most: int) -> None:
+        if reading not in self._readings:
+            return  # so late already
         task = asyncio.ensure_future(_all_chunks(exchange, most=most))
         reading.cancel = task.cancel  # also keeps the task alive, which the loop does not
 
