@@ -168,6 +168,11 @@ def _warm(wrk: Wrk, it: WeChat, contenders: Contenders) -> None:
 
 def _asked(wrk: Wrk, contenders: Contenders, seconds: int) -> Sequence[Measurement]:
     servers, tokens = contenders.servers, contenders.tokens
+
+    def ask(target: Target) -> Run:
+        with contenders.alone(target.server):
+            return wrk.ask(target, seconds=seconds)
+
     targets = [
         Target(labelled(name, kind), servers[name], file, is_login=kind != GARBAGE)
         for kind, file, names in (
@@ -178,13 +183,14 @@ def _asked(wrk: Wrk, contenders: Contenders, seconds: int) -> Sequence[Measureme
         for name in names
         if name in servers
     ]
-    return [(CHECKLOGIN, target.label, partial(wrk.ask, target, seconds=seconds)) for target in targets]
+    return [(CHECKLOGIN, target.label, partial(ask, target)) for target in targets]
 
 
 def _logged_in(it: WeChat, contenders: Contenders, plan: Plan, clients: Sequence[int]) -> Sequence[Measurement]:
     def run(name: str, delay_ms: int, number: int) -> Run:
         it.answer_after(delay_ms / 1000)
-        return log_in(contenders.servers[name], it, number, seconds=plan.seconds)
+        with contenders.alone(contenders.servers[name]):
+            return log_in(contenders.servers[name], it, number, seconds=plan.seconds)
 
     return [
         (login_scenario(delay_ms, number), name, partial(run, name, delay_ms, number))
@@ -201,16 +207,21 @@ def _waited(wrk: Wrk, it: WeChat, contenders: Contenders, plan: Plan) -> Sequenc
 
     def run(name: str, delay_ms: int) -> Run:
         it.answer_after(delay_ms / 1000)
-        with Crowd(contenders.servers[name], it, WAITING, seconds=plan.seconds) as crowd:
+        server = contenders.servers[name]
+        with contenders.alone(server), Crowd(server, it, WAITING, seconds=plan.seconds) as crowd:
             found = wrk.ask(target(name), seconds=plan.seconds)
         return replace(found, errors=(*found.errors, *crowd.said()))
+
+    def ask(name: str) -> Run:
+        with contenders.alone(contenders.servers[name]):
+            return wrk.ask(target(name), seconds=plan.seconds)
 
     return [
         measurement
         for name in plan.asked_then
         if name in contenders.servers
         for measurement in (
-            (ALONE, name, partial(wrk.ask, target(name), seconds=plan.seconds)),
+            (ALONE, name, partial(ask, name)),
             *((waiting_scenario(wait_ms), name, partial(run, name, wait_ms)) for wait_ms in plan.waits_ms),
         )
     ]

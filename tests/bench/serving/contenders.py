@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -156,6 +157,18 @@ class Contenders:
                 self._start_ours(PLAIN, FAST_LANE="0")
                 self._start_peer(EXTENDED, "flask-jwt-extended", given)
                 self._start_peer(FLASK, "flask", given)
+
+    @contextlib.contextmanager
+    def alone(self, server: Server) -> Iterator[None]:
+        """The others stand still: a dozen servers that look at the time now and then are a load of their own."""
+        others = [pid for other in self.servers.values() if other is not server for pid in other.pids]
+        for pid in others:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in others:
+                os.kill(pid, signal.SIGCONT)
 
     def _settings(self, folder: Path, **more: str) -> dict[str, str]:
         return {
