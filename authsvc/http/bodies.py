@@ -110,6 +110,8 @@ class Bodies:
 
     def _look_at_the_time(self) -> None:
         assert self._loop is not None
+        # First: whatever goes wrong with one of them, the others have an end.
+        self._loop.call_later(_LOOK_EVERY_S, self._look_at_the_time)
         now = self._loop.time()
         with self._lock:
             late = [reading for reading in self._readings if reading.ends_at <= now]
@@ -118,7 +120,6 @@ class Bodies:
             if self._is_first_to_end(reading):
                 cancel()
                 reading.then(Unreadable(RequestTimeout()))
-        self._loop.call_later(_LOOK_EVERY_S, self._look_at_the_time)
 
     def _end(self, reading: _Reading, body: Body) -> None:
         if self._is_first_to_end(reading):
@@ -176,12 +177,11 @@ class _Reading:
 def _outcome(body: Callable[[], bytes]) -> Body:
     try:
         return io.BytesIO(body())
-    except BadRequest as error:
-        return Unreadable(error)
-    except RuntimeError as error:  # granian's RSGIProtocolClosed
+    except Exception as error:  # noqa: BLE001 - it is for the thread that reads the body
         # granian's future holds the error, which holds this frame, which holds the future.
         error.__traceback__ = None
-        return Unreadable(BadRequest(_CUT_SHORT))
+        # Its RSGIProtocolClosed is a RuntimeError: the client went away.
+        return Unreadable(BadRequest(_CUT_SHORT) if isinstance(error, RuntimeError) else error)
 
 
 async def _all_chunks(exchange: Exchange, *, most: int) -> bytes:

@@ -95,7 +95,11 @@ def test_the_unit_lets_the_service_write_to_its_own_folder_alone(tmp_path: Path)
 
 def test_the_unit_closes_what_the_service_does_not_need_and_leaves_open_what_it_does(tmp_path: Path) -> None:
     unit = _parsed(_printed(tmp_path))
-    assert unit["SystemCallFilter"] == ["@system-service", "~@privileged @resources"]
+    assert unit["SystemCallFilter"] == [
+        "@system-service",
+        "~@privileged @resources",
+        "setpriority sched_setscheduler",
+    ]
     # To systemd, or a database on this host, it speaks by a local socket.
     assert set(unit["RestrictAddressFamilies"][0].split()) == {"AF_INET", "AF_INET6", "AF_UNIX"}
     assert (unit["MemoryDenyWriteExecute"], unit["UMask"]) == (["yes"], ["0077"])

@@ -257,6 +257,24 @@ def test_a_body_that_ends_too_early_is_a_bad_request_for_whoever_reads_it() -> N
     assert [str(error)[:22] for error in app.raised if isinstance(error, BadRequest)] == ["the body was cut short"] * 2
 
 
+def test_any_other_error_of_a_body_is_for_whoever_reads_it_too() -> None:
+    found: list[str] = []
+
+    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+        try:
+            environ["wsgi.input"].read()
+        except ZeroDivisionError as error:
+            found.append(str(error))
+        start_response("200 OK", [])
+        return [b""]
+
+    with gateway(app) as (it, loop):
+        it.take(post("/login", 5), exchange := Exchange(ends=ZeroDivisionError("of granian's")))
+        exchange.arrive(loop)
+        exchange.answered()
+    assert found == ["of granian's"]
+
+
 def test_of_a_body_that_says_that_it_is_too_long_nothing_is_read() -> None:
     app = App()
     with gateway(app) as (it, _):
