@@ -7,6 +7,7 @@ import gc
 import signal
 from collections.abc import Callable
 from contextvars import Context
+from functools import cache
 from threading import get_ident
 from typing import Any, Final
 
@@ -60,7 +61,9 @@ def work(
     stop = WorkerSignal()
     stopping = asyncio.Event()
     stop.add_cb(lambda: loop.call_soon_threadsafe(stopping.set))
-    loop.add_signal_handler(END, stop.set)
+    # Once: the third `set` in a row waits for ever, with the GIL (granian's channel holds one). The kernel sends END
+    # as often as the main process has threads when that is killed: a child goes from one dying thread to the next.
+    loop.add_signal_handler(END, cache(stop.set))
     loop.add_signal_handler(LEAVE, gateway.leave)
     gateway.begin(loop)
     # What is there by now stays: looking for garbage in it stops every thread of the worker for 100 ms, now and then.

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import requests
 
+from authsvc.http.worker import END
 from tests.support.processes import children, until, wait_until_gone
 from tests.support.service import (
     Running,
@@ -88,6 +89,16 @@ def test_when_the_main_process_is_killed_nobody_is_left_behind(tmp_path: Path) -
         assert wait_until_gone(others, within_s=15) == []
     with _sandboxed(tmp_path, port):
         pass  # the port is free again
+
+
+def test_a_worker_that_is_told_to_end_many_times_ends(tmp_path: Path, wechat: Running) -> None:
+    with service(tmp_path, wechat_url=wechat.url, WORKERS="1") as it:
+        (worker,) = children(it.process.pid)
+        with contextlib.suppress(ProcessLookupError):
+            for _ in range(500):
+                os.kill(worker, END)
+        assert wait_until_gone([worker], within_s=15) == []
+        wait_for(f"{it.url}/readyz", it.process, it.log)
 
 
 def test_a_worker_that_is_killed_is_replaced_even_while_the_key_folder_cannot_be_used(
