@@ -7,7 +7,6 @@ connection in its queue; its successor is there before it goes, and where that c
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import multiprocessing
 import os
@@ -15,10 +14,10 @@ import resource
 import select
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, TypeAlias
 
 from granian._granian import SocketHolder
@@ -29,8 +28,7 @@ from granian.server.mp import MPServer
 from authsvc.errors import AuthsvcError
 from authsvc.http.gateway import Gateway
 from authsvc.http.listener import BACKLOG, Address, bound, is_in_use, refuse_new, waiting
-from authsvc.http.turns import let_others_finish
-from authsvc.http.worker import END, LEAVE, MOST_CONNECTIONS, work
+from authsvc.http.worker import END, LEAVE, MOST_CONNECTIONS, begin, work
 
 LoadGateway: TypeAlias = Callable[[], Gateway]
 
@@ -51,8 +49,6 @@ _OTHER_FILES: Final = 1_024
 _SOON_S: Final = 10.0
 _FIRST_PAUSE_S: Final = 1.0
 _LONGEST_PAUSE_S: Final = 30.0
-
-_PR_SET_PDEATHSIG: Final = 1  # prctl(2)
 
 _log = logging.getLogger("authsvc.server")
 
@@ -82,7 +78,7 @@ def serve(
     # Who rotates logs sends one of them: not to be the end of the service.
     signal.signal(LEAVE, signal.SIG_IGN)
     signal.signal(END, signal.SIG_IGN)
-    os.register_at_fork(after_in_child=_begin_worker)
+    os.register_at_fork(after_in_child=partial(begin, main=os.getpid()))
     _allow_files()
     host, port = address[1][:2]
     server = _Server(
@@ -442,17 +438,3 @@ def _tell(worker: Any, number: int) -> None:
 
 def _said_by(error: Exception) -> str:
     return str(error) if isinstance(error, AuthsvcError) else type(error).__name__
-
-
-def _begin_worker() -> None:
-    """The first thing in a new worker process."""
-    # What a terminal or a supervisor sends to the whole group is for the main process: it ends the workers, one step
-    # after the other, with a signal of their own.
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, LEAVE):
-        signal.signal(number, signal.SIG_IGN)
-    signal.signal(END, signal.SIG_DFL)
-    signal.set_wakeup_fd(-1)
-    let_others_finish()
-    if sys.platform == "linux":
-        # If the main process is killed, nobody would be left to stop this one, and it would keep the port.
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, END)

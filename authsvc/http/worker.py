@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
+import os
 import signal
+import sys
 from collections.abc import Callable
 from contextvars import Context
 from functools import cache
@@ -17,7 +20,7 @@ from granian.server.mp import WorkerProcess
 
 from authsvc.http.bodies import WhenThere
 from authsvc.http.gateway import Gateway
-from authsvc.http.turns import come_first
+from authsvc.http.turns import come_first, let_others_finish
 
 MOST_CONNECTIONS: Final = 8_192
 """Of one worker, idle ones among them. Those beyond wait in the queue of its listening socket."""
@@ -25,6 +28,25 @@ LEAVE: Final = signal.SIGUSR1
 """To a worker: tell everybody to close the connection (see Gateway.leave)."""
 END: Final = signal.SIGUSR2
 """To a worker: stop listening, answer what was accepted, end. Ends it at once while it cannot answer yet."""
+
+
+_PR_SET_PDEATHSIG: Final = 1  # prctl(2)
+
+
+def begin(*, main: int) -> None:
+    """The first thing in a new worker process. `main` is the process that it works for."""
+    # What a terminal or a supervisor sends to the whole group is for the main process: it ends the workers, one step
+    # after the other, with a signal of their own.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, LEAVE):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(END, signal.SIG_DFL)
+    signal.set_wakeup_fd(-1)
+    let_others_finish()
+    if sys.platform == "linux":
+        # If the main process is killed, nobody would be left to stop this one, and it would keep the port.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, END)
+    if os.getppid() != main:  # killed before that was said
+        os._exit(1)
 
 
 @WorkerProcess.wrap_target  # type: ignore[untyped-decorator]

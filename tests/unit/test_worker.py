@@ -1,7 +1,9 @@
-"""The event loop of a worker: what it is told of by granian's thread."""
+"""A worker before it serves, and its event loop: what that is told of by granian's thread."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from typing import Any, cast
 
@@ -10,6 +12,23 @@ from authsvc.http.rsgi import FutureBody
 from authsvc.http.worker import Loop
 
 SOON_S = 10
+
+_ORPHAN = """
+import os, time
+from authsvc.http.worker import begin
+main = os.getpid()
+if os.fork():
+    os._exit(0)
+while os.getppid() == main:
+    time.sleep(0.01)
+begin(main=main)
+print("it begins")
+"""
+
+
+def test_a_worker_whose_main_process_was_killed_at_once_does_not_begin() -> None:
+    done = subprocess.run([sys.executable, "-c", _ORPHAN], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == ("", "")
 
 
 def test_a_body_that_is_there_is_handed_on_in_the_thread_that_knows_of_it() -> None:
