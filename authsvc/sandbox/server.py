@@ -7,6 +7,7 @@ import logging
 import re
 import socket
 import socketserver
+import ssl
 import struct
 import sys
 import threading
@@ -38,12 +39,15 @@ _log = logging.getLogger(__name__)
 class SandboxServer:
     """The sandbox on a loopback port. It listens from the constructor on and answers from `start()` on.
 
-    Port 0 is a free one. Raises: SettingsError for a host that is not loopback, OSError if the port is taken.
+    Port 0 is a free one. With `tls`, a server's context with its certificate, it speaks HTTPS, as WeChat does.
+    Raises: SettingsError for a host that is not loopback, OSError if the port is taken.
     """
 
-    def __init__(self, model: SandboxWeChat, host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(
+        self, model: SandboxWeChat, host: str = "127.0.0.1", port: int = 0, *, tls: ssl.SSLContext | None = None
+    ) -> None:
         self.model = model
-        self._listener = _Listener(model, _loopback_address(host), port)
+        self._listener = _Listener(model, _loopback_address(host), port, tls)
         self._serving = False
 
     @property
@@ -123,7 +127,7 @@ class _Listener(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 512  # a burst of logins in a benchmark must not meet a full backlog
 
-    def __init__(self, model: SandboxWeChat, address: str, port: int) -> None:
+    def __init__(self, model: SandboxWeChat, address: str, port: int, tls: ssl.SSLContext | None) -> None:
         if ":" in address:
             self.address_family = socket.AF_INET6
         self.site = Site(model)
@@ -131,13 +135,17 @@ class _Listener(ThreadingHTTPServer):
         self._open: set[socket.socket] = set()
         self._resetting: set[socket.socket] = set()
         self._open_changed = threading.Condition()
+        self._scheme = "http" if tls is None else "https"
         super().__init__((address, port), _Handler)
+        if tls is not None:
+            # Hands are shaken in the thread of the connection: whoever is slow at it keeps nobody else out.
+            self.socket = tls.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
 
     @property
     def url(self) -> str:
         host, port = self.server_address[:2]
         host = str(host)
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        return f"{self._scheme}://[{host}]:{port}" if ":" in host else f"{self._scheme}://{host}:{port}"
 
     def server_bind(self) -> None:
         # HTTPServer's own asks the resolver for a name that nobody reads; that can take seconds.

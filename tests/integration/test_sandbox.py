@@ -28,6 +28,7 @@ from authsvc.sandbox.routes import ADMIN
 from authsvc.sandbox.server import MAX_BODY, SandboxServer
 from authsvc.sandbox.wechat import SandboxWeChat
 from tests.support.clock import NOW, FakeClock
+from tests.support.tls import certificate
 
 APPID, SECRET = "wx0123456789abcdef", "s3cret-0123456789abcdef"
 OTHER_APPID, OTHER_SECRET = "wxfedcba9876543210", "s3cret-fedcba9876543210"
@@ -479,6 +480,18 @@ def test_a_slow_fault_ends_when_the_client_goes(server: SandboxServer, name: str
     wait_until(lambda: server._listener._open and calls(server)["jscode2session"] == 1)
     connection.close()
     wait_until(lambda: not server._listener._open)
+
+
+def test_with_a_certificate_it_speaks_https_and_one_who_is_slow_to_shake_hands_keeps_nobody_out(tmp_path: Path) -> None:
+    serving, trusting = certificate(tmp_path, host="127.0.0.1")
+    with SandboxServer(new_model({APPID: SECRET}), tls=serving) as server:
+        assert server.url.startswith("https://127.0.0.1:")
+        host, port = urlsplit(server.url).netloc.split(":")
+        with socket.create_connection((host, int(port)), timeout=10):
+            connection = http.client.HTTPSConnection(host, int(port), timeout=10, context=trusting)
+            connection.request("GET", "/sandbox/calls")
+            assert connection.getresponse().status == 200
+            connection.close()
 
 
 def test_stop_ends_a_hung_call(server: SandboxServer) -> None:

@@ -3,7 +3,7 @@
 import cluster from 'node:cluster'
 import { createPrivateKey, createPublicKey, randomUUID } from 'node:crypto'
 import { readFileSync } from 'node:fs'
-import http from 'node:http'
+import https from 'node:https'
 import express from 'express'
 import jwt from 'jsonwebtoken'
 
@@ -19,12 +19,12 @@ const verificationKey = createPublicKey(publicKey)
 const signingKey = createPrivateKey(privateKey)
 
 // It would close those beyond 256 that are free, and connect anew for the next login.
-const agent = new http.Agent({ keepAlive: true, maxFreeSockets: 1000 })
+const agent = new https.Agent({ keepAlive: true, maxFreeSockets: 1000 })
 
 function code2Session(code) {
   const query = new URLSearchParams({ appid, secret, js_code: code, grant_type: 'authorization_code' })
   return new Promise((resolve, reject) => {
-    const request = http.get(`${wechat}/sns/jscode2session?${query}`, { agent }, response => {
+    const request = https.get(`${wechat}/sns/jscode2session?${query}`, { agent }, response => {
       let body = ''
       response.setEncoding('utf8')
       response.on('data', part => { body += part })

@@ -24,7 +24,9 @@ from authsvc.keyfiles import KeyFolder
 from authsvc.settings import load_settings
 from authsvc.tokens import sign_token
 from tests.bench.serving.machine import CLIENT_CORE, CORES, SERVER_CORE, family
-from tests.support.service import APPID, ISSUER, SECRET, authsvc, clean_environment, free_port, service, wait_for
+from tests.bench.serving.trusting import CHAIN
+from tests.support.service import APPID, ISSUER, SECRET, authsvc, clean_environment, free_port, running, wait_for
+from tests.support.tls import certificate
 
 OURS: Final = "authsvc"
 COUNTING: Final = "authsvc with /metrics"
@@ -41,6 +43,7 @@ NEVER_SEEN: Final = 40_000  # tokens in turn: four times as many as a worker rem
 _CODES_AT_ONCE: Final = 60_000
 _CODES_GOOD_FOR_S: Final = 120  # WeChat takes them for 300, and a run is to end before that
 _OPS_TOKEN: Final = "ops-token-of-an-operator"
+_ROOT: Final = Path(__file__).parents[3]
 _NODE: Final = Path(__file__).parents[1] / "node"
 
 
@@ -68,17 +71,20 @@ class Tokens:
 @dataclass
 class WeChat:
     url: str
+    chain: Path  # its certificate, which nobody trusts by himself
     process: subprocess.Popen[str]
     _codes: deque[str] = field(default_factory=deque)
     _minted_at: float = 0
 
     def answer_after(self, delay_s: float) -> None:
         fault = {"name": "delay", "delay_s": delay_s, "times": 1_000_000_000} if delay_s else {"name": None}
-        requests.post(f"{self.url}/sandbox/fault", json=fault, timeout=10).raise_for_status()
+        requests.post(f"{self.url}/sandbox/fault", json=fault, timeout=10, verify=str(self.chain)).raise_for_status()
 
     def exchanges(self) -> int:
         """How often it was asked to exchange a code."""
-        asked: int = requests.get(f"{self.url}/sandbox/calls", timeout=10).json()["jscode2session"]
+        asked: int = requests.get(f"{self.url}/sandbox/calls", timeout=10, verify=str(self.chain)).json()[
+            "jscode2session"
+        ]
         return asked
 
     def codes(self, number: int) -> deque[str]:
@@ -100,19 +106,17 @@ class WeChat:
 def wechat(folder: Path) -> Iterator[WeChat]:
     """On the core of those who ask: what it does is no work of the service."""
     port = free_port()
-    log = folder / "wechat.log"
-    with on_core(CLIENT_CORE), log.open("wb") as output:
+    certificate(folder, host="127.0.0.1")
+    chain = folder / "chain.pem"
+    command = [sys.executable, "-m", "tests.bench.serving.upstream", str(port), str(chain), str(folder / "private.pem")]
+    with on_core(CLIENT_CORE), (folder / "wechat.log").open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.bench.serving.upstream", str(port)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=output,
-            text=True,
-            env=clean_environment(),
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output, text=True, env=clean_environment()
         )
+    it = WeChat(f"https://127.0.0.1:{port}", chain, process)
     try:
-        wait_for(f"http://127.0.0.1:{port}/sandbox/calls", process, log)  # type: ignore[arg-type]
-        yield WeChat(f"http://127.0.0.1:{port}", process)
+        it.codes(1)  # it listens before it gives any
+        yield it
     finally:
         process.terminate()
         process.wait()
@@ -192,10 +196,23 @@ class Contenders:
 
     def _start_ours(self, name: str, **more: str) -> None:
         folder = self._new_folder(name)
-        settings = self._settings(folder, **more) | {"KEYS": str(folder / "keys")}
-        del settings["WECHAT_URL"]
-        it = self._stack.enter_context(service(folder, wechat_url=self._wechat.url, port=free_port(), **settings))
+        port = free_port()
+        settings = self._settings(folder, **more) | {"KEYS": str(folder / "keys"), "PORT": str(port)}
+        it = self._stack.enter_context(
+            running(
+                [sys.executable, "-m", "tests.bench.serving.trusting", "serve"],
+                log=folder / "log",
+                cwd=folder,
+                environment=self._environment(settings) | {"PYTHONPATH": str(_ROOT)},
+                url=f"http://127.0.0.1:{port}",
+                probe="/readyz",
+            )
+        )
         self.servers[name] = Server(name, it.url, family(it.process.pid), self._places(settings))
+
+    def _environment(self, settings: Mapping[str, str]) -> dict[str, str]:
+        chain = str(self._wechat.chain)
+        return clean_environment(**settings) | {CHAIN: chain, "NODE_EXTRA_CA_CERTS": chain}
 
     def _start_on_gunicorn(self) -> None:
         folder = self._new_folder(GUNICORN)
@@ -212,8 +229,7 @@ class Contenders:
         )
 
     def _places(self, settings: Mapping[str, str]) -> int:
-        environment = _prefixed(settings) | _prefixed({"WECHAT_URL": self._wechat.url})
-        loaded = load_settings(environment, dotenv=self._folder / ".env", cores=1, or_sandbox=False)
+        loaded = load_settings(_prefixed(settings), dotenv=self._folder / ".env", cores=1, or_sandbox=False)
         return loaded.wechat_in_flight * self._processes
 
     def _start_nodes(self, given: str) -> None:
@@ -247,7 +263,7 @@ class Contenders:
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
-                env=clean_environment(**(settings or {})),
+                env=self._environment(settings or {}),
             )
         self._stack.callback(_end, process)
         assert process.stdin is not None
