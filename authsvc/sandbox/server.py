@@ -358,7 +358,8 @@ class _Call:
         connection = self._handler.connection
         connection.settimeout(seconds)
         try:
-            if not connection.recv(1, socket.MSG_PEEK):
+            # The socket's own, whatever is on top of it: one with TLS cannot peek.
+            if not socket.socket.recv(connection, 1, socket.MSG_PEEK):
                 return False
         except TimeoutError:
             return True

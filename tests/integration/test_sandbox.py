@@ -482,15 +482,20 @@ def test_a_slow_fault_ends_when_the_client_goes(server: SandboxServer, name: str
     wait_until(lambda: not server._listener._open)
 
 
-def test_with_a_certificate_it_speaks_https_and_one_who_is_slow_to_shake_hands_keeps_nobody_out(tmp_path: Path) -> None:
+def test_with_a_certificate_it_speaks_https_faults_and_all_and_whoever_is_slow_to_shake_hands_keeps_nobody_out(
+    tmp_path: Path,
+) -> None:
     serving, trusting = certificate(tmp_path, host="127.0.0.1")
     with SandboxServer(new_model({APPID: SECRET}), tls=serving) as server:
-        assert server.url.startswith("https://127.0.0.1:")
-        host, port = urlsplit(server.url).netloc.split(":")
-        with socket.create_connection((host, int(port)), timeout=10):
-            connection = http.client.HTTPSConnection(host, int(port), timeout=10, context=trusting)
-            connection.request("GET", "/sandbox/calls")
-            assert connection.getresponse().status == 200
+        assert server.url == f"https://127.0.0.1:{urlsplit(server.url).port}"
+        with connect(server):
+            connection = http.client.HTTPSConnection(
+                "127.0.0.1", urlsplit(server.url).port or 0, timeout=TIMEOUT_S, context=trusting
+            )
+            connection.request("POST", "/sandbox/code", json.dumps({"user": USER, "fault": "delay", "delay_s": 0.05}))
+            code = json.loads(connection.getresponse().read())["code"]
+            connection.request("GET", call_path(code))
+            assert json.loads(connection.getresponse().read())["openid"] == server.model.openid(APPID, USER)
             connection.close()
 
 
