@@ -37,8 +37,8 @@ def test_a_thread_that_comes_first_is_as_every_thread_is() -> None:
     assert after(let_others_finish, come_first) == (os.SCHED_OTHER, standing()[1])
 
 
-def test_a_thread_that_comes_last_interrupts_nobody_and_gets_a_third_of_the_share_of_others() -> None:
-    assert after(come_last) == (os.SCHED_BATCH, min(19, standing()[1] + 5))
+def test_a_thread_that_comes_last_interrupts_nobody_and_gets_a_fifth_of_the_share_of_others() -> None:
+    assert after(come_last) == (os.SCHED_BATCH, min(19, standing()[1] + 7))
 
 
 def test_a_thread_that_comes_last_leaves_the_others_of_its_process_as_they_were() -> None:
@@ -62,4 +62,4 @@ def test_the_threads_that_the_app_runs_in_come_after_the_one_that_takes_requests
 
     taker = standing()
     it = Gateway(app, threads=2, longest_body=lambda _path: 100)
-    assert {it._threads.submit(standing).result() for _ in range(4)} == {(os.SCHED_BATCH, min(19, taker[1] + 5))}
+    assert {it._threads.submit(standing).result() for _ in range(4)} == {(os.SCHED_BATCH, min(19, taker[1] + 7))}
