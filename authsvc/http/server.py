@@ -17,7 +17,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Final, TypeAlias
 
 from granian._granian import SocketHolder
@@ -28,7 +27,7 @@ from granian.server.mp import MPServer
 from authsvc.errors import AuthsvcError
 from authsvc.http.gateway import Gateway
 from authsvc.http.listener import BACKLOG, Address, bound, is_in_use, refuse_new, waiting
-from authsvc.http.worker import END, LEAVE, MOST_CONNECTIONS, begin, work
+from authsvc.http.worker import END, LEAVE, MOST_CONNECTIONS, expect_workers, work
 
 LoadGateway: TypeAlias = Callable[[], Gateway]
 
@@ -75,10 +74,7 @@ def serve(
     """
     # Workers inherit what was read before they were: keys above all. Python 3.14 has another default.
     multiprocessing.set_start_method("fork", force=True)
-    # Who rotates logs sends one of them: not to be the end of the service.
-    signal.signal(LEAVE, signal.SIG_IGN)
-    signal.signal(END, signal.SIG_IGN)
-    os.register_at_fork(after_in_child=partial(begin, main=os.getpid()))
+    expect_workers()
     _allow_files()
     host, port = address[1][:2]
     server = _Server(

@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Callable
 from contextvars import Context
-from functools import cache
+from functools import cache, partial
 from threading import get_ident
 from typing import Any, Final
 
@@ -33,6 +33,16 @@ END: Final = signal.SIGUSR2
 _PR_SET_PDEATHSIG: Final = 1  # prctl(2)
 
 
+def expect_workers() -> None:
+    """In the main process, before it makes the first one."""
+    # Who rotates logs sends one of them: not to be the end of the service.
+    for number in (LEAVE, END):
+        signal.signal(number, signal.SIG_IGN)
+    # Whoever is told to end before it has begun learns of it then: one that is blocked is kept, also if it is ignored.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {END})
+    os.register_at_fork(after_in_child=partial(begin, main=os.getpid()))
+
+
 def begin(*, main: int) -> None:
     """The first thing in a new worker process. `main` is the process that it works for."""
     # What a terminal or a supervisor sends to the whole group is for the main process: it ends the workers, one step
@@ -40,6 +50,7 @@ def begin(*, main: int) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, LEAVE):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(END, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {END})
     signal.set_wakeup_fd(-1)
     let_others_finish()
     if sys.platform == "linux":

@@ -13,6 +13,11 @@ from authsvc.http.worker import Loop
 
 SOON_S = 10
 
+
+def _run(script: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+
+
 _ORPHAN = """
 import os, time
 from authsvc.http.worker import begin
@@ -25,9 +30,28 @@ begin(main=main)
 print("it begins")
 """
 
+_TOLD_TO_END_AT_ONCE = """
+import os, signal, time
+# Called before a worker's own: the time that a new process may take to its first step.
+os.register_at_fork(after_in_child=lambda: time.sleep(0.5))
+from authsvc.http.worker import END, expect_workers
+expect_workers()
+os.kill(os.getpid(), END)
+if not (worker := os.fork()):
+    time.sleep(5)
+    os._exit(0)
+os.kill(worker, END)
+print(signal.Signals(os.WTERMSIG(os.waitpid(worker, 0)[1])) is END)
+"""
+
+
+def test_a_worker_that_is_told_to_end_before_it_has_begun_ends_and_the_main_process_does_not() -> None:
+    done = _run(_TOLD_TO_END_AT_ONCE)
+    assert (done.stdout, done.stderr, done.returncode) == ("True\n", "", 0)
+
 
 def test_a_worker_whose_main_process_was_killed_at_once_does_not_begin() -> None:
-    done = subprocess.run([sys.executable, "-c", _ORPHAN], capture_output=True, text=True, timeout=60, check=False)
+    done = _run(_ORPHAN)
     assert (done.stdout, done.stderr) == ("", "")
 
 
