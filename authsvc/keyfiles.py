@@ -53,6 +53,7 @@ _MAX_MANIFEST_BYTES: Final = 1 << 20
 _MAX_KEY_BYTES: Final = 1 << 16
 _LOCK_WAIT_S: Final = 5.0
 _READ_ATTEMPTS: Final = 20
+_FIRST_START: Final = "authsvc keys init (make keys) if this is the first start"
 _LATE_S: Final = 60  # by then a running service has destroyed what has ended
 
 _Found = TypeVar("_Found")
@@ -369,7 +370,8 @@ class KeyFolder:
         try:
             folder = os.open(self.path, flags)
         except FileNotFoundError:
-            raise KeysError(f"there is no key folder {self.path}; mend: authsvc keys init (make keys)") from None
+            mend = f"{_FIRST_START}, else restore it from its backup; is this the working folder of the service?"
+            raise KeysError(f"there is no key folder {self.path}; mend: {mend}") from None
         except OSError as error:
             raise self._unreadable(error) from None
         try:
@@ -438,7 +440,7 @@ class KeyFolder:
     def _missing(self, name: str) -> KeysError:
         mend = "restore it from the backup of this folder"
         if name == MANIFEST:
-            mend = f"authsvc keys init (make keys) if this is the first start, else {mend}"
+            mend = f"{_FIRST_START}, else {mend}"
         return _Missing(f"{self.path / name} is missing; mend: {mend}")
 
     def _parse(self, data: bytes) -> Keyset:

@@ -69,6 +69,17 @@ def _part_of_active(folder: Path) -> Path:
     return folder / keyset.active(Kind.SIGNING, now=NOW).file
 
 
+@pytest.mark.parametrize("lost", ["the folder", "the manifest"])
+def test_who_has_lost_keys_is_not_told_to_make_new_ones(folder: Path, lost: str) -> None:
+    """New ones log everybody out, and the side store is refused with them."""
+    if lost == "the folder":
+        folder.rename(folder.with_name("away"))
+    else:
+        (folder / MANIFEST).unlink()
+    with pytest.raises(KeysError, match=r"keys init \(make keys\) if this is the first start, else restore"):
+        KeyFolder(folder).load(now=NOW)
+
+
 @pytest.mark.parametrize("alg", ALGORITHMS)
 def test_init_makes_an_active_and_a_standby_signing_key_a_sealing_and_an_index_key(tmp_path: Path, alg: str) -> None:
     assert _init(tmp_path / "keys", alg=alg) is True
