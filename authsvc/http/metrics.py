@@ -24,6 +24,7 @@ from prometheus_client.registry import Collector
 from authsvc.clock import Clock
 from authsvc.errors import KeysError
 from authsvc.http.metricsfolder import files_of, take_place, take_up_room
+from authsvc.keyreport import next_step
 from authsvc.keyring import Keyring
 from authsvc.keyset import Kind
 from authsvc.store import Store
@@ -195,15 +196,16 @@ class _KeyCollector(Collector):
         keyset, now = self._keys().keyset, self._clock.now()
         yield GaugeMetricFamily("authsvc_keys_generation", "Rises with every change of the keys.", keyset.generation)
         try:
-            age_s = now - (keyset.active(Kind.SIGNING, now=now).activate_at or now)
+            active = keyset.active(Kind.SIGNING, now=now)
         except KeysError:
             return  # with a clock that was set back
+        age_s = now - (active.activate_at or now)
         yield GaugeMetricFamily("authsvc_signing_key_age_seconds", "For how long the active key has signed.", age_s)
-        if self._rotate_every_s:
+        # Not always by the timer: one that is under way comes when verifiers know its key.
+        step = next_step(active, keyset, now=now, rotate_every_s=self._rotate_every_s)
+        if step is not None and step.at is not None:
             yield GaugeMetricFamily(
-                "authsvc_next_rotation_seconds",
-                "Until the next rotation; below 0 it is overdue.",
-                self._rotate_every_s - age_s,
+                "authsvc_next_rotation_seconds", "Until the next rotation; below 0 it is overdue.", step.at - now
             )
 
 

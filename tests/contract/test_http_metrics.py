@@ -8,10 +8,12 @@ from prometheus_client import Counter, Histogram
 
 from authsvc.errors import CodeInvalid, StoreUnavailable, WeChatError
 from authsvc.http.metrics import Metrics
+from authsvc.keyring import Keyring
+from authsvc.rotation import rotate
 from authsvc.store.memory import MemoryStore
 from tests.support.app import OPS_TOKEN, FakeService
 from tests.support.clock import NOW
-from tests.support.keys import keyring
+from tests.support.keys import NewTestKeys, keyring
 
 
 @pytest.fixture
@@ -136,6 +138,16 @@ def test_the_age_of_the_signing_key_and_the_next_rotation_are_told(it: FakeServi
     assert found["authsvc_signing_key_age_seconds"] == 1_100
     assert found["authsvc_next_rotation_seconds"] == -100
     assert found["authsvc_keys_generation"] == it.ring.keyset.generation
+
+
+@pytest.mark.parametrize("rotate_every_s", [0, 1_000, 2_592_000])
+def test_a_rotation_under_way_is_the_next_one_whatever_the_timer_says(it: FakeService, rotate_every_s: int) -> None:
+    ring = keyring(made_at=NOW)
+    it.clock.at += 1_100
+    keyset = rotate(ring.keyset, NewTestKeys(), now=it.clock.at)
+    it.ring = Keyring(keyset, ring.private_keys, ring.secret_keys)
+    it.metrics = Metrics(None, keys=lambda: it.ring, rotate_every_s=rotate_every_s, clock=it.clock)
+    assert scraped(it.client())["authsvc_next_rotation_seconds"] == keyset.lifecycle.lead_s - 1_100
 
 
 def test_without_a_timer_no_rotation_is_told(it: FakeService) -> None:
