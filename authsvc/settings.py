@@ -536,8 +536,10 @@ class _Loader:
     def _table(self, settings: Settings) -> tuple[Setting, ...]:
         in_force = {
             "APPS": ", ".join(map(_shown_app, settings.apps.values())) if self._env.APPID is None else None,
-            "WECHAT_URL": settings.wechat_url,
-            "WECHAT_FALLBACK_URL": settings.wechat_fallback_url,
+            # Where the sandbox listens is known once it does.
+            "WECHAT_URL": "the sandbox" if settings.sandbox else settings.wechat_url,
+            "WECHAT_FALLBACK_URL": None if settings.sandbox else settings.wechat_fallback_url,
+            "ALG": settings.keys.alg or f"that of the keys there are, {self._env.ALG} for the first",
             "ISSUER": settings.issuer,
             "KEYS": settings.keys.path.absolute(),
             "STORE": store_address(settings.store_url).shown,
@@ -547,7 +549,7 @@ class _Loader:
         rows = []
         for name in Environment.model_fields:
             value = in_force.get(name, getattr(self._env, name))
-            secret = name in _SECRETS and name not in in_force
+            secret = name in _SECRETS and name not in in_force and name in self._given_names
             shown = "" if value is None else "(set, not shown)" if secret and value else str(value)
             origin = self._origins.get(name, "default")
             rows.append(Setting(PREFIX + name, shown, origin))

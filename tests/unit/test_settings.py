@@ -303,6 +303,20 @@ def test_the_table_has_every_setting_and_no_secret() -> None:
     assert "SECRETMARKER" not in repr(settings)
 
 
+def _shown(environ: dict[str, str]) -> dict[str, str]:
+    return {setting.name.removeprefix("AUTHSVC_"): setting.shown for setting in _load(environ).table}
+
+
+def test_the_table_shows_what_is_in_force_where_nobody_set_it() -> None:
+    sandbox, real = _shown(SANDBOX), _shown(REAL)
+    assert (sandbox["WECHAT_URL"], sandbox["WECHAT_FALLBACK_URL"]) == ("the sandbox", "")
+    assert real["WECHAT_URL"] == "https://api.weixin.qq.com"
+    assert real["ALG"] == "that of the keys there are, ES256 for the first"
+    assert _shown(REAL | {"AUTHSVC_ALG": "EdDSA"})["ALG"] == "EdDSA"
+    assert real["LIMITS_URL"] == "memory://"
+    assert _shown(REAL | {"AUTHSVC_LIMITS_URL": "redis://:SECRETMARKER@localhost"})["LIMITS_URL"] == "(set, not shown)"
+
+
 def test_what_is_a_warning_alone_is_told_from_the_problems_beside_it() -> None:
     with pytest.raises(SettingsError) as refused:
         _load(REAL | {"AUTHSVC_PORT": "x", "AUTHSVC_AUDIENC": "x"})
