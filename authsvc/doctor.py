@@ -369,7 +369,11 @@ class _Doctor:
             return
         if address.file is not None:
             yield from of_mode(address.file, address.file.stat().st_mode & 0o777)
-        self._around.check_store(url)
+        try:
+            self._around.check_store(url)
+        except StoreUnavailable as error:
+            yield told("store", str(error), mend=_NO_STORE_MEND)
+            return
         store = self._around.open_store(url)
         try:
             yield from _each(
@@ -543,6 +547,8 @@ class _Doctor:
         yield of_jwks(answer, settings.issuer, self._keyset(), now=self._around.clock.now())
 
 
+# What a driver says of a wrong password, as of a host that is down, is the name of an error.
+_NO_STORE_MEND: Final = "are host, database, user and password in AUTHSVC_STORE right, is it up, may this user read it?"
 _STORE_MEND: Final = "is the database up, its disk full, may this user write? The log of the database says more"
 
 

@@ -108,8 +108,8 @@ def check_store(url: str) -> None:
         raise StoreUnavailable(f"there is no side store in {shown}; is AUTHSVC_STORE what the service has?")
     if found != REVISION:
         raise StoreUnavailable(
-            f"the side store {shown} is of another version of authsvc (schema {found!a:.20}, not {REVISION} as here): "
-            "start the service of this version on it first, or use the version that made it"
+            f"the side store {shown} is of another version of authsvc (schema {found!a:.20}, not {REVISION} as here); "
+            "mend: start the service of this version on it first, or use the version that made it"
         )
 
 

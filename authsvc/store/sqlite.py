@@ -75,7 +75,7 @@ class SqliteFile:
             raise StoreUnavailable(f"it cannot be read: {error.strerror}") from None
         if start not in (b"", _HEADER):
             raise StoreUnavailable(
-                "it is no SQLite database, or a damaged one; copy it and its -wal before anything else"
+                "it is no SQLite database, or a damaged one; mend: copy it and its -wal before anything else"
             )
 
     def connect(self) -> _Connection:

@@ -234,15 +234,15 @@ BROKEN: dict[str, tuple[Callable[[Installed], object], dict[str, str], str, str,
     ),
     "no keys": (lambda p: (p.path / "keys").rename(p.path / "away"), {}, "keys", "no key folder", "make keys"),
     "no store": (lambda p: (p.path / "authsvc.db").unlink(), {}, "store", "no side store", "put it back"),
-    "a newer store": (_make_newer, {}, "store", "of another version", ""),
+    "a newer store": (_make_newer, {}, "store", "of another version", "the version that made it"),
     "a store that is none": (
         *(lambda p: (p.path / "authsvc.db").write_bytes(b"no database" * 999), {}),
-        *("store", "no SQLite database", ""),
+        *("store", "no SQLite database", "copy it"),
     ),
     "a store of others": (lambda _: None, {"STORE_OPENID": "hash"}, "store", "STORE_OPENID", ""),
     "no store server": (
         *(lambda _: None, {"STORE": "redis://:PASSWORDMARKER@127.0.0.1:1/0"}),
-        *("store", "cannot be used", ""),
+        *("store", "cannot be used", "AUTHSVC_STORE"),
     ),
     "no Redis for the limits": (
         *(lambda _: None, {"LIMITS_URL": "redis://:PASSWORDMARKER@127.0.0.1:1/0"}),

@@ -569,10 +569,19 @@ def test_a_store_that_is_gone_is_broken_and_not_made(it: Installation) -> None:
 
 def test_a_store_of_another_form_is_broken(it: Installation) -> None:
     def newer(_url: str) -> None:
-        raise StoreUnavailable("of another version of authsvc")
+        raise StoreUnavailable("of another version of authsvc; mend: that version")
 
     it.changes["check_store"] = newer
-    assert it.only("store") == Finding("store", Verdict.BROKEN, "of another version of authsvc")
+    assert it.only("store") == Finding("store", Verdict.BROKEN, "of another version of authsvc", "that version")
+
+
+def test_a_store_that_cannot_be_reached_is_broken_with_what_to_look_at(it: Installation) -> None:
+    def down(_url: str) -> None:
+        raise StoreUnavailable("it did not answer (OperationalError)")
+
+    it.changes["check_store"] = down
+    assert it.only("store").verdict is Verdict.BROKEN
+    assert "password in AUTHSVC_STORE right" in it.only("store").mend
 
 
 def test_a_store_that_takes_no_write_is_broken_and_the_rest_is_looked_at(it: Installation) -> None:
