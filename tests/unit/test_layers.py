@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from importlib.metadata import requires
 from pathlib import Path
@@ -85,6 +86,15 @@ def test_every_module_has_its_layer() -> None:
 def test_a_module_imports_from_its_own_layer_or_a_lower_one(name: str) -> None:
     above = {other for other in _own_imports(name) if _layer(_unit(other)) > _layer(_unit(name))}
     assert above == set()
+
+
+def test_the_table_in_the_readme_has_every_module_below_those_that_it_imports_from() -> None:
+    _, _, table = (ROOT / "README.md").read_text("utf-8").partition("| module | owns |\n|---|---|\n")
+    rows = [re.findall(r"`(\w+)`", line.split("|")[1]) for line in table.partition("\n\n")[0].splitlines()]
+    row_of = {unit: number for number, units in enumerate(rows) for unit in units}
+    assert row_of.keys() == set().union(*LAYERS) - {"__main__"}
+    imports = {(_unit(name), _unit(other)) for name in MODULES for other in _own_imports(name)}
+    assert {(unit, other) for unit, other in imports if row_of.get(other, 0) > row_of.get(unit, len(rows))} == set()
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if _unit(name) in STRANGERS])
