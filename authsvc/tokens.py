@@ -67,8 +67,9 @@ class UnknownKey(TokenInvalid):
     look whether there is such a key by now. A foreign or dead token, or one that no issuer of ours writes, has None.
     """
 
-    def __init__(self, unverified_kid: str, *, unverified_claims: Claims | None) -> None:
-        super().__init__("no key with this kid")
+    def __init__(self, unverified_kid: str, *, unverified_claims: Claims | None, besides: str = "") -> None:
+        """`besides`: what else is against the token."""
+        super().__init__(f"no key with this kid ({besides})" if besides else "no key with this kid")
         self.unverified_kid = unverified_kid
         self.unverified_claims = unverified_claims
 
@@ -164,8 +165,7 @@ def open_token(token: str, keys: VerificationKeys, policy: Policy, *, now: int) 
         raise TokenMalformed(str(error)) from None
     key = keys.find(unverified_header.kid, now=now)
     if key is None:
-        claims = _plausible_claims(unverified_header, unverified_payload, policy, now=now)
-        raise UnknownKey(unverified_header.kid, unverified_claims=claims)
+        raise _unknown_key(unverified_header, unverified_payload, policy, now=now)
     # RFC 8725, 3.1: the algorithm belongs to the key; the header may only agree.
     if unverified_header.alg != key.alg or key.alg not in policy.algorithms:
         raise TokenInvalid("alg is not the key's own, or not one of the policy's")
@@ -220,10 +220,12 @@ def _accepted(header: Header, payload: dict[str, Any], policy: Policy, *, now: i
     return claims
 
 
-def _plausible_claims(header: Header, payload: dict[str, Any], policy: Policy, *, now: int) -> Claims | None:
+def _unknown_key(header: Header, payload: dict[str, Any], policy: Policy, *, now: int) -> UnknownKey:
     if not _KID.fullmatch(header.kid) or header.alg not in policy.algorithms:
-        return None
+        return UnknownKey(header.kid, unverified_claims=None)
     try:
-        return _accepted(header, payload, policy, now=now)
-    except TokenError:
-        return None
+        claims = _accepted(header, payload, policy, now=now)
+    except TokenError as error:
+        # Mostly the whole reason: of another issuer nobody has the keys.
+        return UnknownKey(header.kid, unverified_claims=None, besides=str(error))
+    return UnknownKey(header.kid, unverified_claims=claims)

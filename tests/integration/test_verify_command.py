@@ -55,6 +55,12 @@ def test_as_json_it_is_for_programs(issuer: FakeIssuer, jwks: str, tmp_path: Pat
     assert (done.returncode, said["valid"], said["claims"]["openid"]) == (0, True, "oAlice")
 
 
+def test_a_token_of_another_issuer_is_not_said_to_lack_a_key_alone(served: str, tmp_path: Path) -> None:
+    """localhost in place of 127.0.0.1 is enough, and then the keys are not even asked for."""
+    done = authsvc("verify", FakeIssuer().token(), "--issuer", served, cwd=tmp_path)
+    assert (done.returncode, "another issuer" in done.stdout) == (1, True)
+
+
 @pytest.mark.parametrize(
     ("options", "code"),
     [
