@@ -157,7 +157,9 @@ def _not_looked_at(name: str) -> Finding:
 
 # ---- the checks ---------------------------------------------------------------------------------
 
-_IN_ENVIRONMENT: Final = "in the environment or .env; authsvc config shows what is in force"
+_NOT_SO_MEANT: Final = (
+    "change it, if it is not so meant, in the environment or .env; authsvc config shows what is in force"
+)
 _MAKE_RUN: Final = "make run makes it"
 
 # For so long, apps are asked for one after the other.
@@ -182,7 +184,7 @@ class _Doctor:
         except SettingsError as error:
             for problem in error.problems:
                 verdict = Verdict.WARNING if problem in error.warnings else Verdict.BROKEN
-                yield told("configuration", problem, verdict, f"set it right {_IN_ENVIRONMENT}")
+                yield told("configuration", problem, verdict, "set it right in the environment or .env")
             # Keys and store are of use to look at all the same.
             with contextlib.suppress(SettingsError):  # which says nothing that was not said just now
                 self._operator = self._around.operator_settings()
@@ -190,7 +192,7 @@ class _Doctor:
         appids = tuple(settings.apps)
         self._operator = OperatorSettings(settings.keys, settings.store_url, settings.store_openid, appids)
         for said in settings.warnings:
-            yield told("configuration", said, Verdict.WARNING, f"change it, if it is not so meant, {_IN_ENVIRONMENT}")
+            yield told("configuration", said, Verdict.WARNING, _NOT_SO_MEANT)
         if not settings.warnings:
             kind = "the sandbox" if settings.sandbox else f"{len(appids)} app{'s' if len(appids) > 1 else ''}"
             yield ok("configuration", f"{kind}, issuer {settings.issuer}")

@@ -258,6 +258,8 @@ def test_every_problem_of_the_settings_is_a_line_and_keys_store_and_disk_are_loo
     it.environment |= {"AUTHSVC_PORT": "x", "AUTHSVC_TOKEN_TTL": "0", "AUTHSVC_AUDIENC": "x"}
     found = it.examine()
     configuration = [(f.verdict, f.seen.split()[0]) for f in found if f.check == "configuration"]
+    # authsvc config refuses these too.
+    assert not any("authsvc config" in f.mend for f in found)
     assert configuration == [
         (Verdict.BROKEN, "AUTHSVC_TOKEN_TTL"),
         (Verdict.BROKEN, "AUTHSVC_PORT"),
