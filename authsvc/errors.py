@@ -248,7 +248,7 @@ class SettingsError(AuthsvcError):
     code = "settings_invalid"
 
     def __init__(self, problems: Sequence[str], *, warnings: Sequence[str] = ()) -> None:
-        super().__init__("; ".join([*problems, *warnings]))
+        super().__init__("; ".join([*problems, *(f"warning: {warning}" for warning in warnings)]))
         self.problems = (*problems, *warnings)
         self.warnings = tuple(warnings)
 

@@ -32,7 +32,8 @@ def plain_errors(function: Callable[_P, _R]) -> Callable[_P, _R]:
         except SettingsError as error:
             click.echo("these settings cannot be used:", err=True)
             for problem in error.problems:
-                click.echo(f"  - {problem}", err=True)
+                mark = "warning: " if problem in error.warnings else ""
+                click.echo(f"  - {mark}{problem}", err=True)
             sys.exit(2)
         except AuthsvcError as error:
             click.echo(f"authsvc: {error}", err=True)

@@ -83,6 +83,13 @@ def test_every_problem_of_the_settings_is_named_at_once(tmp_path: Path, command:
     assert "Traceback" not in done.stderr
 
 
+def test_what_alone_would_keep_nobody_from_starting_is_said_to_be_a_warning(tmp_path: Path) -> None:
+    issuer = REAL | {"ISSUER": "http://127.0.0.1:3000"}
+    done = authsvc("serve", cwd=tmp_path, PORT="x", **issuer)
+    lines = done.stderr.splitlines()
+    assert [line.startswith("  - warning: ") for line in lines[1:]] == [False, True], lines
+
+
 def _part(folder: Path) -> Path:
     return next((folder / "keys").glob("seal-*"))
 

@@ -323,6 +323,7 @@ def test_what_is_a_warning_alone_is_told_from_the_problems_beside_it() -> None:
     (warning,) = refused.value.warnings
     assert "AUTHSVC_AUDIENC " in warning
     assert refused.value.problems[-1] == warning
+    assert str(refused.value).endswith(f"; warning: {warning}")
     assert len(refused.value.problems) == 2
 
 
