@@ -15,7 +15,7 @@ import click
 
 from authsvc.cli import keysentences, keyviews
 from authsvc.cli.acts import log_change, log_first_keys
-from authsvc.cli.shared import DOTENV, console, local_time, plain_errors, relative, span
+from authsvc.cli.shared import DOTENV, NOBODY_CONFIRMED, console, local_time, plain_errors, relative, span
 from authsvc.clock import SystemClock
 from authsvc.drill import rehearse
 from authsvc.errors import KeysError, StoreUnavailable
@@ -303,7 +303,7 @@ def _confirm(wanted: str, warning: list[str], *, as_json: bool) -> None:
     try:
         given = click.prompt(f"To go on, type {wanted if ' ' in wanted else 'its kid in full'}", err=as_json)
     except click.Abort:
-        raise KeysError("nothing was changed: nobody confirmed it (--yes does not ask)") from None
+        raise KeysError(NOBODY_CONFIRMED) from None
     if given.strip() != wanted:
         raise KeysError("nothing was changed: that is not it")
 

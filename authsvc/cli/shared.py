@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from rich.console import Console
 from authsvc.errors import AuthsvcError, SettingsError
 
 DOTENV: Final = Path(".env")
+NOBODY_CONFIRMED: Final = "nothing was changed: nobody confirmed it (--yes does not ask)"
 
 _WIDTH_WITHOUT_TERMINAL: Final = 400  # a line that a file or a pipe gets is not broken
 
@@ -40,6 +42,15 @@ def plain_errors(function: Callable[_P, _R]) -> Callable[_P, _R]:
             sys.exit(2)
 
     return wrapped
+
+
+def confirm(*, as_json: bool = False) -> None:
+    """Ends the command, with exit status 2, unless somebody says yes."""
+    with contextlib.suppress(click.Abort):
+        if click.confirm("Go on?", err=as_json):
+            return
+    click.echo(f"authsvc: {NOBODY_CONFIRMED}", err=True)
+    sys.exit(2)
 
 
 def console() -> Console:

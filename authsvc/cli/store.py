@@ -15,7 +15,7 @@ from rich.table import Table
 
 from authsvc.cli.acts import log_store
 from authsvc.cli.place import opened_store, operator_settings
-from authsvc.cli.shared import console, local_time, plain_errors, relative
+from authsvc.cli.shared import confirm, console, local_time, plain_errors, relative
 from authsvc.clock import SystemClock
 from authsvc.errors import KeysError, SealBroken, SettingsError
 from authsvc.keyset import Keyset, Kind
@@ -151,8 +151,8 @@ def store_adopt(yes: bool) -> None:
                 "What is in the store under keyed hashes will be found no more: bans of users who are forgotten; in "
                 "Redis, and with AUTHSVC_STORE_OPENID=hash, all bans and users."
             )
-            if not yes and not click.confirm("Go on?"):
-                raise click.Abort
+            if not yes:
+                confirm()
             take_over(store, users)
         end_move(store)
     log_store("store_adopted", store=store_address(settings.store_url).shown)

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from authsvc.cli.acts import log_user, operator
 from authsvc.cli.place import Place, place
-from authsvc.cli.shared import console, local_time, plain_errors, relative
+from authsvc.cli.shared import confirm, console, local_time, plain_errors, relative
 from authsvc.clock import SystemClock
 from authsvc.errors import SealBroken, SettingsError
 from authsvc.sealing import sealing_key_id
@@ -190,8 +190,7 @@ def user_forget(openid: str, appid: str | None, reason: str, by: str | None, yes
         known = here.store.user(user)
         if known is not None and known.first_login_at and not yes:
             click.echo(f"All rows of {openid} in {user.appid} will be erased. That cannot be undone.", err=as_json)
-            if not click.confirm("Go on?", err=as_json):
-                raise click.Abort
+            confirm(as_json=as_json)
         # Not before: an operator may take minutes to answer.
         check_not_moving(here.store, now=SystemClock().now())
         line = _audit_line("forget", user, by=by, reason=reason)

@@ -154,8 +154,10 @@ def test_what_was_done_to_a_user_is_one_line_of_the_audit_log_without_the_openid
 
 def test_who_does_not_confirm_forgets_nobody(here: Place) -> None:
     here.log_in()
-    done = here.run("user", "forget", OPENID, status=1)  # with nothing to read an answer from
+    # With nothing to read an answer from; not 1, which says that there is nobody to forget.
+    done = here.run("user", "forget", OPENID, status=2)
     assert "cannot be undone" in done.stdout
+    assert "nothing was changed: nobody confirmed it" in done.stderr
     assert here.json("user", "show", OPENID)["known"] is True
     assert here.lines() == []
 
@@ -241,6 +243,7 @@ def test_a_shell_with_another_key_folder_bans_nobody(here: Place, tmp_path: Path
     for command in (["ban", OPENID], ["forget", OPENID, "--yes"], ["show", OPENID]):
         assert "not the key folder of this side store" in here.run("user", *command, status=2, settings=other).stderr
     assert here.lines() == []
+    assert "nobody confirmed it" in here.run("store", "adopt", status=2, settings=other).stderr
     adopted = here.run("store", "adopt", "--yes", settings=other)
     assert "will be found no more" in adopted.stdout
     here.run("user", "ban", OPENID, settings=other)
