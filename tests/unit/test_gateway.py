@@ -284,6 +284,14 @@ def test_of_a_body_that_says_that_it_is_too_long_nothing_is_read() -> None:
     assert app.environs[0]["CONTENT_LENGTH"] == str(MOST + 1), "or the app could not refuse it"
 
 
+def test_a_length_with_more_zeros_before_it_than_python_reads_is_a_length() -> None:
+    app = App()
+    with gateway(app) as (it, loop):
+        it.take(Request("POST", "/login", ("content-length", f"{'0' * 5_000}5")), exchange := Exchange(b"hello"))
+        exchange.arrive(loop)
+        assert exchange.answered()[2] == b"hello"
+
+
 def test_of_a_body_without_a_length_little_more_is_read_than_the_path_takes() -> None:
     app = App()
     with gateway(app) as (it, loop):
