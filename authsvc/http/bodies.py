@@ -76,7 +76,8 @@ class Bodies:
             then(io.BytesIO())  # the app sees its length, and does not read it
             return
         # The headers too: 8,192 connections with 60 KB of them, each there twice, are more than a GB.
-        holds = sum(size for size in (length, sum(map(len, headers.values()))) if size > SHORT_BYTES)
+        head = sum(map(len, headers)) + sum(map(len, headers.values()))
+        holds = sum(size for size in (length, head) if size > SHORT_BYTES)
         reading = _Reading(self._loop.time() + self._within_s, holds, then)
         with self._lock:
             is_room = self._held + holds <= self._most_held

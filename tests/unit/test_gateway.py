@@ -330,10 +330,11 @@ def test_long_bodies_beyond_what_a_worker_holds_are_refused_and_short_ones_are_n
         assert later.answered()[2] == b"y" * LONG, "room that is free again"
 
 
-def test_long_headers_are_held_as_long_bodies_are() -> None:
+@pytest.mark.parametrize("long", [("x-long", "x" * LONG), ("x" * LONG, "1")], ids=["value", "name"])
+def test_long_headers_are_held_as_long_bodies_are(long: tuple[str, str]) -> None:
     app = App()
     with gateway(app, most_held=2 * LONG) as (it, _):
-        fields = ("content-length", "1"), ("x-long", "x" * LONG)
+        fields = ("content-length", "1"), long
         it.take(Request("POST", "/login", *fields), held := Exchange(b"x"))
         assert held.is_read.wait(SOON_S)
         it.take(Request("POST", "/login", *fields), refused := Exchange())
