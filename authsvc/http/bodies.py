@@ -98,19 +98,14 @@ class Bodies:
             self._end(reading, Unreadable(BadRequest(_CUT_SHORT)))
             return
         reading.cancel = future.cancel
-        future.add_done_callback(WhenThere(lambda body: self._end(reading, _outcome(body.result))), context=None)
+        future.add_done_callback(WhenThere(lambda body: self._end_with(reading, body)), context=None)
 
     def _read_chunks(self, reading: _Reading, exchange: Exchange, most: int) -> None:
         if reading not in self._readings:
             return  # so late already
         task = asyncio.ensure_future(_all_chunks(exchange, most=most))
         reading.cancel = task.cancel  # also keeps the task alive, which the loop does not
-
-        def end(body: asyncio.Task[bytes]) -> None:
-            if not body.cancelled():
-                self._end(reading, _outcome(body.result))
-
-        task.add_done_callback(end)
+        task.add_done_callback(lambda body: self._end_with(reading, body))
 
     def _look_at_the_time(self) -> None:
         assert self._loop is not None
@@ -124,6 +119,10 @@ class Bodies:
             if self._is_first_to_end(reading):
                 cancel()
                 reading.then(Unreadable(RequestTimeout()))
+
+    def _end_with(self, reading: _Reading, body: FutureBody | asyncio.Task[bytes]) -> None:
+        if not body.cancelled():  # whose result is a CancelledError, which is no Exception
+            self._end(reading, _outcome(body.result))
 
     def _end(self, reading: _Reading, body: Body) -> None:
         if self._is_first_to_end(reading):

@@ -31,7 +31,10 @@ class FutureBody(Protocol):
     def result(self) -> bytes:
         """Raises: RuntimeError where the client went away before the end."""
 
-    def cancel(self) -> bool: ...
+    def cancel(self) -> bool:
+        """The callback is called nonetheless."""
+
+    def cancelled(self) -> bool: ...
 
 
 class Exchange(Protocol):

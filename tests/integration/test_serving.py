@@ -486,6 +486,7 @@ def test_who_does_not_send_the_body_in_time_is_told_so_and_let_go(tmp_path: Path
                 connection.sendall(b"POST / HTTP/1.1\r\nHost: a\r\n" + sent)
                 answer = b"".join(iter(lambda open=connection: open.recv(4096), b""))  # type: ignore[misc]
                 assert answer.startswith(b"HTTP/1.1 408 ")
+        assert '"level": "error"' not in it.output(), "it is the client's fault, and there may be thousands of them"
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,9 @@ class Future:
         self._given_up.set()
         return True
 
+    def cancelled(self) -> bool:
+        return False  # it was there before it was given up, or this is not asked
+
 
 class App:
     """Notes what it is asked; says what it read."""
