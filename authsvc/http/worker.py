@@ -29,7 +29,6 @@ LEAVE: Final = signal.SIGUSR1
 END: Final = signal.SIGUSR2
 """To a worker: stop listening, answer what was accepted, end. Ends it at once while it cannot answer yet."""
 
-
 _PR_SET_PDEATHSIG: Final = 1  # prctl(2)
 
 
