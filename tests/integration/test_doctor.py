@@ -70,7 +70,9 @@ class Installed(Place):
         table = authsvc("doctor", cwd=self.path, **told)
         found: list[dict[str, str]] = json.loads(done.stdout)
         worst = max(STATUS[finding["verdict"]] for finding in found)
-        assert (done.returncode, table.returncode) == (worst, worst), done.stdout + done.stderr + table.stderr
+        assert (done.returncode, table.returncode) == (worst, worst), (
+            done.stdout + done.stderr + table.stdout + table.stderr
+        )
         assert (done.stderr, table.stderr) == ("", "")
         assert [row[0] for row in _rows(table.stdout)] == [finding["check"] for finding in found]
         assert [row[1] for row in _rows(table.stdout)] == [finding["verdict"] for finding in found]

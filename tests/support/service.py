@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -31,10 +32,14 @@ ISSUER: Final = "https://auth.example.com"
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Below those that the system gives to connections on their way out (ip_local_port_range), of which tests beside
+    this one make thousands: nobody listens where one of them comes from.
+    """
+    while True:
+        port = 16_000 + secrets.randbelow(16_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def longest_stop_s() -> int:
