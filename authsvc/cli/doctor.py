@@ -9,6 +9,8 @@ import ssl
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Final
 
 import certifi
@@ -42,6 +44,10 @@ def doctor(or_sandbox: bool, as_json: bool) -> None:
     Changes nothing, and needs no running service. WeChat is asked for each app's access token, which changes no token
     that is out. Ends with 0 if all is well, 1 if there are warnings alone, 2 if something is broken.
     """
+    if find_spec("redis") is not None:
+        # Before the checks that need it, store and limits, import it side by side: Python takes that for a deadlock now
+        # and then, and refuses one of them.
+        import_module("authsvc.store.redis")
     findings = examine(_surroundings(or_sandbox=or_sandbox))
     if as_json:
         click.echo(json.dumps([asdict(finding) for finding in findings], ensure_ascii=False))
