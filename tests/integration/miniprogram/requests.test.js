@@ -281,7 +281,8 @@ test('complete is called although success throws, and fail is not', async t => {
 
 test('wx.checkSession is asked only before what needs the session_key, and a login follows if it fails', async () => {
   const phone = new Phone()
-  const request = () => phone.ok(phone.auth.request({ url: '/checklogin', sessionKey: true }))
+  const ask = () => phone.auth.request({ url: '/checklogin', sessionKey: true })
+  const request = () => phone.ok(ask())
   await request()
   assert.deepEqual(phone.seen(), [...LOGIN, 'GET /checklogin 200'], 'the key is new')
   await request()
@@ -289,7 +290,7 @@ test('wx.checkSession is asked only before what needs the session_key, and a log
   phone.sessionKeyIsGone = true
   await request()
   assert.deepEqual(phone.seen(), ['checkSession', ...LOGIN, 'GET /checklogin 200'])
-  await phone.ok(Promise.all(Array.from({ length: 5 }, request)))
+  await phone.ok(Promise.all(Array.from({ length: 5 }, ask)))
   assert.deepEqual(phone.counted(), { checkSession: 5, login: 1, 'POST /login 200': 1, 'GET /checklogin 200': 5 })
   await phone.ok(phone.auth.request({ url: '/checklogin' }))
   assert.deepEqual(phone.seen(), ['GET /checklogin 200'])
@@ -299,7 +300,7 @@ test('wx.checkSession is asked only before what needs the session_key, and a log
     phone.wx.checkSession = checkSession
     checkSession({ ...given, fail: error => { late = () => given.fail(error) } })
   }
-  const slow = phone.auth.request({ url: '/checklogin', sessionKey: true })
+  const slow = ask()
   await phone.idle()
   await request()
   late()

@@ -88,6 +88,7 @@ class Phone {
     this.sent = [] // requests, whole
     this.shows = []
     this.pending = 0
+    this.waits = false // for something: there is one clock, so only one may move it
     const track = work => { this.work(work) }
     this.wx = {
       getAccountInfoSync: () => ({ miniProgram: { appId: APPID, envVersion } }),
@@ -167,6 +168,8 @@ class Phone {
 
   /** Lets time pass, from timer to timer, until it is settled. Resolves with [value, error, seconds that passed]. */
   async until (promise) {
+    assert.ok(!this.waits, 'one wait at a time')
+    this.waits = true
     const began = this.clock.passed
     let outcome = null
     promise.then(value => { outcome = [value, null] }, error => { outcome = [undefined, error] })
@@ -177,6 +180,7 @@ class Phone {
       this.clock.advance(Math.max(0, next - this.clock.passed))
       await this.idle()
     }
+    this.waits = false
     return [...outcome, (this.clock.passed - began) / 1000]
   }
 
