@@ -151,6 +151,40 @@ def test_a_store_in_redis_is_looked_at_as_a_file_is(tmp_path: Path, wechat: Runn
         assert len(place.doctor(STORE_OPENID="hash")["store"]) == len(found["store"]) + 1
 
 
+# While one thread looks for the package (it has the lock of that, and will want those of its modules), another wants a
+# module of it (it has the lock of this, and wants the package's): Python refuses one of them.
+UNLUCKY_IMPORTS = """
+import sys, threading, time
+store_imports = threading.Event()
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name != "redis":
+            return
+        imports = sys._getframe(2).f_code.co_name == "_find_and_load_unlocked"
+        who = threading.current_thread().name
+        if who == "doctor-store" and imports:
+            store_imports.set()
+            time.sleep(1)
+        elif who == "doctor-limits" and not imports:
+            store_imports.wait(5)
+sys.meta_path.insert(0, Finder())
+"""
+
+
+def test_checks_that_need_the_same_driver_do_not_lock_one_another_out(
+    tmp_path: Path, wechat: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(UNLUCKY_IMPORTS, "utf-8")
+    with redis_place(REDIS) as url:
+        place = Installed(tmp_path, wechat.url, store=url)
+        monkeypatch.setenv("PYTHONPATH", str(site))
+        found = place.doctor(LIMITS_URL=REDIS)
+        assert [f for check in ("store", "limits") for f in found[check] if f["verdict"] != "ok"] == []
+        assert any("answers" in f["seen"] for f in found["limits"])
+
+
 def test_a_running_service_is_looked_at_and_its_issuer_too(tmp_path: Path, wechat: Running) -> None:
     port = free_port()
     issuer = {"ISSUER": f"http://127.0.0.1:{port}"}
