@@ -28,6 +28,8 @@ from authsvc.http.metricsfolder import forget_ended, metrics_folder
 from authsvc.http.operations import longest_body
 from authsvc.http.server import LoadGateway
 from authsvc.http.server import serve as serve_http
+from authsvc.http.services import services_of
+from authsvc.http.session import sender_of
 from authsvc.http.systemd import Notifier
 from authsvc.sandbox.process import SandboxProcess, noted_addresses
 from authsvc.settings import (
@@ -140,6 +142,7 @@ def _load_worker(settings: Settings, inherited: Prepared, counts: Path | None) -
         app,
         threads=settings.threads,
         longest_body=longest_body,
+        sender_of=functools.partial(sender_of, services_of(app)),
         at_once=app.wsgi_app.at_once if isinstance(app.wsgi_app, FastLane) else None,
     )
 

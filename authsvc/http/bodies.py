@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping
 from threading import Lock
 from typing import Any, Final
 
@@ -15,16 +16,25 @@ from authsvc.http.rsgi import Exchange, FutureBody
 
 Body = io.RawIOBase | io.BytesIO
 
+SenderOf = Callable[[Mapping[str, str]], Hashable | None]
+"""Who has proved in the headers, named as in a WSGI environ, that a long body is his; None for everybody else."""
+
 WITHIN_S: Final = 30.0
 """From the headers to the end of the body: 256 KiB in that time are 70 kbit/s."""
 AT_END_WITHIN_S: Final = 4.0
 """From `leave` to the end of a body under way. What is left until the worker is killed is for the login."""
-MOST_HELD_BYTES: Final = 67_108_864
-"""How much of long headers and bodies one worker holds until they are whole; short ones are bounded by the number of
-connections.
+MOST_HELD_BYTES: Final = 33_554_432
+"""How much one worker holds until requests are whole: so much of long headers, so much of long bodies of known senders,
+so much of those of others. Short ones are bounded by the number of connections.
 """
+MOST_OF_A_SENDER_BYTES: Final = 1_048_576
+"""Of long bodies: nobody takes the room of all."""
 SHORT_BYTES: Final = 4_096
 
+_HEADERS: Final = "headers"
+_OF_SENDERS: Final = "bodies of senders"
+_OF_OTHERS: Final = "bodies of others"
+_ROOMS: Final = (_HEADERS, _OF_SENDERS, _OF_OTHERS)
 _MOST_DIGITS: Final = 20
 _CUT_SHORT: Final = "the body was cut short"
 _LOOK_EVERY_S: Final = 0.25  # at the time: so much more a body may take
@@ -34,15 +44,24 @@ class Bodies:
     """Those of one worker process. Safe for two threads, the one that requests come from and that of the loop."""
 
     def __init__(
-        self, longest: Callable[[str], int], *, within_s: float, at_end_within_s: float, most_held: int
+        self,
+        longest: Callable[[str], int],
+        *,
+        sender_of: SenderOf,
+        within_s: float,
+        at_end_within_s: float,
+        most_held: int,
+        most_of_a_sender: int,
     ) -> None:
         """`longest`: how many bytes a path takes. More are not read, and whoever gets the body has to refuse it."""
         self._longest = longest
+        self._sender_of = sender_of
         self._within_s = within_s
         self._at_end_within_s = at_end_within_s
         self._most_held = most_held
+        self._most_of_a_sender = most_of_a_sender
         self._lock = Lock()
-        self._held = 0
+        self._held: Counter[Hashable] = Counter()  # bytes, by what they are part of
         self._readings: set[_Reading] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -75,14 +94,11 @@ class Bodies:
         if length > most:
             then(io.BytesIO())  # the app sees its length, and does not read it
             return
-        # The headers too: 8,192 connections with 60 KB of them, each there twice, are more than a GB.
-        head = sum(map(len, headers)) + sum(map(len, headers.values()))
-        holds = sum(size for size in (length, head) if size > SHORT_BYTES)
-        reading = _Reading(self._loop.time() + self._within_s, holds, then)
+        reading = _Reading(self._loop.time() + self._within_s, self._holds(headers, length), then)
         with self._lock:
-            is_room = self._held + holds <= self._most_held
+            is_room = all(self._held[what] + size <= self._most(what) for what, size in reading.holds.items())
             if is_room:
-                self._held += holds
+                self._held.update(reading.holds)
                 self._readings.add(reading)
         if not is_room:
             then(Unreadable(Overloaded("too many long requests are under way")))
@@ -90,6 +106,21 @@ class Bodies:
             self._read_known_length(reading, exchange)
         else:
             self._loop.call_soon_threadsafe(self._read_chunks, reading, exchange, most)
+
+    def _holds(self, headers: Mapping[str, str], length: int) -> dict[Hashable, int]:
+        found: dict[Hashable, int] = {}
+        # 8,192 connections with 60 KB of headers, each there twice, are more than a GB.
+        head = sum(map(len, headers)) + sum(map(len, headers.values()))
+        if head > SHORT_BYTES:
+            found[_HEADERS] = head
+        if length > SHORT_BYTES:
+            sender = self._sender_of(headers)
+            # Who lets bodies begin and never end keeps those out of whom as little is known, and nobody else.
+            found |= {_OF_OTHERS: length} if sender is None else {_OF_SENDERS: length, sender: length}
+        return found
+
+    def _most(self, what: Hashable) -> int:
+        return self._most_held if what in _ROOMS else self._most_of_a_sender
 
     def _read_known_length(self, reading: _Reading, exchange: Exchange) -> None:
         try:
@@ -134,7 +165,10 @@ class Bodies:
             if reading not in self._readings:
                 return False
             self._readings.remove(reading)
-            self._held -= reading.holds
+            self._held.subtract(reading.holds)
+            for what in reading.holds:
+                if not self._held[what]:
+                    del self._held[what]  # senders come and go
         # granian's future holds what holds the reading, out of sight of the garbage collector.
         reading.cancel = bool
         return True
@@ -170,9 +204,9 @@ class _Reading:
 
     __slots__ = ("cancel", "ends_at", "holds", "then")
 
-    def __init__(self, ends_at: float, holds: int, then: Callable[[Body], None]) -> None:
+    def __init__(self, ends_at: float, holds: dict[Hashable, int], then: Callable[[Body], None]) -> None:
         self.ends_at = ends_at  # by the clock of the loop
-        self.holds = holds
+        self.holds = holds  # bytes, by what they are part of
         self.then = then
         self.cancel: Callable[[], object] = bool
 

@@ -45,12 +45,15 @@ class Gateway:
         *,
         threads: int,
         longest_body: Callable[[str], int],
+        sender_of: bodies.SenderOf = lambda _headers: None,
         at_once: AtOnce | None = None,
         body_within_s: float = bodies.WITHIN_S,
         body_at_end_within_s: float = bodies.AT_END_WITHIN_S,
         most_held: int = bodies.MOST_HELD_BYTES,
+        most_of_a_sender: int = bodies.MOST_OF_A_SENDER_BYTES,
     ) -> None:
         """`longest_body`: how many bytes a path takes. More are not read, and the app has to refuse them.
+        `sender_of`: long bodies of senders whom it names have a room of their own.
 
         Raises: RuntimeError if there cannot be so many threads.
         """
@@ -58,7 +61,12 @@ class Gateway:
         self._at_once = at_once
         self._threads = _all_of(threads)
         self._bodies = bodies.Bodies(
-            longest_body, within_s=body_within_s, at_end_within_s=body_at_end_within_s, most_held=most_held
+            longest_body,
+            sender_of=sender_of,
+            within_s=body_within_s,
+            at_end_within_s=body_at_end_within_s,
+            most_held=most_held,
+            most_of_a_sender=most_of_a_sender,
         )
         self._is_leaving = False
 

@@ -89,7 +89,12 @@ def install_services(app: Flask, services: Services) -> None:
 
 
 def services() -> Services:
-    found: Services = current_app.extensions[_NAME]
+    """Those of the app that is at work."""
+    return services_of(current_app)
+
+
+def services_of(app: Flask) -> Services:
+    found: Services = app.extensions[_NAME]
     return found
 
 

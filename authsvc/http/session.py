@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from collections.abc import Mapping
 from typing import Annotated, Any, Final, TypeVar
 
 from flask import Blueprint, g, request
 from pydantic import BaseModel, ConfigDict, Field
 
 from authsvc.claims import Claims
-from authsvc.errors import ServiceTokenInvalid
+from authsvc.errors import KeysUnavailable, ServiceTokenInvalid, TokenError
 from authsvc.http.context import note, note_token
 from authsvc.http.guards import CODE_PATTERN, call_place, for_user, read_body, work_place
 from authsvc.http.replies import CheckReply, PhoneReply, ResetReply, SignReply, VerifyReply
-from authsvc.http.services import services
+from authsvc.http.services import Services, services
 from authsvc.verifier.bearer import bearer_token
 from authsvc.wechat import SIG_METHOD
 
@@ -66,6 +67,15 @@ class SignRequest(_Request):
     body: Annotated[
         str, Field(json_schema_extra={"minLength": 1}, description="What will be sent to WeChat, to the letter.")
     ]
+
+
+def sender_of(services: Services, headers: Mapping[str, str]) -> tuple[str, str] | None:
+    """The user whose token a request has, if it is good; `headers` are named as in a WSGI environ."""
+    try:
+        claims = services.verifier.verify(bearer_token([headers.get("HTTP_AUTHORIZATION", "")]))
+    except (TokenError, KeysUnavailable):
+        return None
+    return claims.appid, claims.openid
 
 
 @client_blueprint.before_request

@@ -6,14 +6,17 @@ import base64
 import hashlib
 import hmac
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 import requests
 
+from tests.support.processes import until
 from tests.support.service import (
     APPID,
     OTHER_APPID,
@@ -60,6 +63,36 @@ def payload(token: str) -> dict[str, object]:
 
 def problem(reply: requests.Response) -> tuple[int, str]:
     return reply.status_code, reply.json().get("code", "")
+
+
+@contextmanager
+def never_ending(url: str, count: int, *headers: str) -> Iterator[None]:
+    """Requests that say of a body that it is long, and send none of it."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    head = "\r\n".join(("POST /session/verify HTTP/1.1", f"Host: {host}:{port}", "Content-Length: 262144", *headers))
+    with ExitStack() as stack:
+        for _ in range(count):
+            connection = stack.enter_context(socket.create_connection((host, int(port)), timeout=10))
+            connection.sendall(f"{head}\r\n\r\n".encode())
+        yield
+
+
+def test_long_bodies_that_never_come_keep_no_user_from_his(tmp_path: Path, wechat: Running) -> None:
+    with service(tmp_path, wechat_url=wechat.url, WORKERS="1") as it:
+        greedy, modest = ({"Authorization": f"Bearer {log_in(it, user)}"} for user in ("greedy", "modest"))
+
+        def verify(headers: dict[str, str]) -> requests.Response:
+            body = {"rawData": "x" * 200_000, "signature": "0" * 40}
+            return requests.post(f"{it.url}/session/verify", json=body, headers=headers, timeout=10)
+
+        with (
+            never_ending(it.url, 200),  # 50 MiB
+            never_ending(it.url, 200, f"Authorization: {greedy['Authorization']}"),
+        ):
+            until(lambda: verify(greedy).status_code == 503, within_s=10)
+            assert verify(greedy).json()["code"] == "overloaded"
+            assert (verify(modest).status_code, verify(modest).json()) == (200, {"valid": False})
+            assert verify({}).status_code == 401
 
 
 @pytest.mark.parametrize("appid", [APPID, OTHER_APPID])

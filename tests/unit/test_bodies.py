@@ -55,7 +55,14 @@ class Never:
 class Reader:
     def __init__(self) -> None:
         self.loop = ClockLoop()
-        self._bodies = Bodies(lambda _path: 100, within_s=30, at_end_within_s=4, most_held=0)
+        self._bodies = Bodies(
+            lambda _path: 100,
+            sender_of=lambda _headers: None,
+            within_s=30,
+            at_end_within_s=4,
+            most_held=0,
+            most_of_a_sender=0,
+        )
         self._bodies.begin(cast(Any, self.loop))
         self.leave = self._bodies.leave
 

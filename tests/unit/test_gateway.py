@@ -7,7 +7,7 @@ import gc
 import io
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 from wsgiref.validate import validator
@@ -331,6 +331,68 @@ def test_long_bodies_beyond_what_a_worker_holds_are_refused_and_short_ones_are_n
         it.take(post("/long", LONG), later := Exchange(b"y" * LONG))
         later.arrive(loop)
         assert later.answered()[2] == b"y" * LONG, "room that is free again"
+
+
+def long_post(user: str) -> Request:
+    return Request("POST", "/long", ("content-length", str(LONG)), ("authorization", user))
+
+
+def known(headers: Mapping[str, str]) -> str | None:
+    return headers.get("HTTP_AUTHORIZATION")
+
+
+def test_bodies_of_strangers_that_never_come_leave_those_of_known_senders_their_room() -> None:
+    app = App()
+    with gateway(app, most_held=2 * LONG, sender_of=known) as (it, loop):
+        for _ in range(2):
+            it.take(post("/long", LONG), held := Exchange())
+            assert held.is_read.wait(SOON_S)
+        it.take(post("/long", LONG), refused := Exchange())
+        assert refused.answered()[2] == b"unreadable"
+        it.take(long_post("somebody"), his := Exchange(b"x" * LONG))
+        his.arrive(loop)
+        assert his.answered()[2] == b"x" * LONG
+
+
+def test_one_sender_cannot_take_the_room_of_all() -> None:
+    app = App()
+    with gateway(app, most_held=4 * LONG, most_of_a_sender=2 * LONG, sender_of=known) as (it, loop):
+        held = [Exchange(b"x" * LONG) for _ in range(2)]
+        for exchange in held:
+            it.take(long_post("greedy"), exchange)
+            assert exchange.is_read.wait(SOON_S)
+        it.take(long_post("greedy"), refused := Exchange())
+        assert refused.answered()[2] == b"unreadable"
+        assert [type(error) for error in app.raised] == [Overloaded]
+        it.take(long_post("modest"), other := Exchange(b"y" * LONG))
+        other.arrive(loop)
+        assert other.answered()[2] == b"y" * LONG
+        for exchange in held:
+            exchange.arrive(loop)
+            exchange.answered()
+        it.take(long_post("greedy"), later := Exchange(b"z" * LONG))
+        later.arrive(loop)
+        assert later.answered()[2] == b"z" * LONG, "room that is free again"
+        assert not it._bodies._held, "senders come and go, and are forgotten"
+
+
+def test_senders_together_have_no_more_than_their_room() -> None:
+    app = App()
+    with gateway(app, most_held=2 * LONG, most_of_a_sender=2 * LONG, sender_of=known) as (it, _):
+        for user in ("one", "two"):
+            it.take(long_post(user), held := Exchange())
+            assert held.is_read.wait(SOON_S)
+        it.take(long_post("three"), refused := Exchange())
+        assert refused.answered()[2] == b"unreadable"
+
+
+def test_nobody_asks_who_sends_a_short_body() -> None:
+    asked: list[object] = []
+    with gateway(App(), sender_of=asked.append) as (it, loop):
+        it.take(post("/long", 2), exchange := Exchange(b"ok"))
+        exchange.arrive(loop)
+        assert exchange.answered()[2] == b"ok"
+    assert asked == []
 
 
 @pytest.mark.parametrize("long", [("x-long", "x" * LONG), ("x" * LONG, "1")], ids=["value", "name"])
