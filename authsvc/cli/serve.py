@@ -26,7 +26,7 @@ from authsvc.http.gateway import Gateway
 from authsvc.http.listener import free_address
 from authsvc.http.metricsfolder import forget_ended, metrics_folder
 from authsvc.http.operations import longest_body
-from authsvc.http.server import LoadGateway
+from authsvc.http.server import LoadGateway, hold_reloads
 from authsvc.http.server import serve as serve_http
 from authsvc.http.services import services_of
 from authsvc.http.session import sender_of
@@ -68,6 +68,9 @@ def serve(or_sandbox: bool, workers: int | None, threads: int | None) -> None:
     SIGHUP has it read its settings anew and replaces the workers one by one; in a terminal, which is gone then, it ends
     the service.
     """
+    hangup_ends = sys.stderr.isatty()
+    if not hangup_ends:
+        hold_reloads()
     configure_logging(sys.stderr)
     for name, value in (("WORKERS", workers), ("THREADS", threads)):
         if value is not None:
@@ -96,7 +99,7 @@ def serve(or_sandbox: bool, workers: int | None, threads: int | None) -> None:
             on_reload=lambda: _reloaded(settings, notifier, counts, or_sandbox=or_sandbox),
             on_stopping=notifier.stopping,
             on_worker_end=functools.partial(forget_ended, counts),
-            hangup_ends=sys.stderr.isatty(),
+            hangup_ends=hangup_ends,
         )
 
 

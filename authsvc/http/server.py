@@ -52,6 +52,11 @@ _LONGEST_PAUSE_S: Final = 30.0
 _log = logging.getLogger("authsvc.server")
 
 
+def hold_reloads() -> None:
+    """As early as can be: SIGHUP, which would end this process, waits until `serve` can see to it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+
+
 def serve(
     load_gateway: LoadGateway,
     *,
@@ -160,7 +165,8 @@ class _Server(MPServer):
     # ---- what granian calls ----
 
     def _init_shared_socket(self) -> None:
-        """There is none: each worker has its own."""
+        """There is none: each worker has its own. But granian has just set its handlers."""
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
 
     def _spawn_worker(self, idx: int, target: Any, callback_loader: Any) -> Any:  # type: ignore[override]
         listener = bound(self._address)

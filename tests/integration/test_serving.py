@@ -308,6 +308,34 @@ def test_a_reload_takes_new_settings(tmp_path: Path, wechat: Running) -> None:
             assert jwt.decode(it.token(), options={"verify_signature": False})["aud"] == "after"
 
 
+def test_a_reload_that_is_asked_for_during_the_start_comes_after_it(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "authsvc", "serve", "--or-sandbox"],
+            cwd=tmp_path,
+            env=clean_environment(PORT=str(free_port()), WORKERS="2"),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+        )
+    it = Running(process, log, "")
+    try:
+        until(lambda: holds(process.pid, signal.SIGHUP), within_s=SOON_S)
+        process.send_signal(signal.SIGHUP)
+        until(lambda: "reloading" in it.output(), within_s=SOON_S)
+        assert "listens" in it.output()
+    finally:
+        assert it.stop() == 0
+    assert "Traceback" not in it.output()
+
+
+def holds(pid: int, number: int) -> bool:
+    """Whether a process has blocked a signal."""
+    fields = dict(line.split(":\t") for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return bool(int(fields["SigBlk"], 16) >> (number - 1) & 1)
+
+
 @pytest.mark.parametrize(
     ("settings", "why"),
     [
