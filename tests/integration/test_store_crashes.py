@@ -37,7 +37,7 @@ from tests.support.servers import (
 from tests.support.service import APPID, Service, service
 
 # Seconds from the first token of a stream to the kill.
-MOMENTS: Final = (0.05, 0.6, 0.2, 0.45, 0.3)
+MOMENTS: Final = (0.05, 0.6, 0.3)
 FEW_MOMENTS: Final = (0.1, 0.5)
 MANY_MOMENTS: Final = tuple(0.8 * number / 50 for number in range(50))
 
