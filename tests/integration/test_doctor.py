@@ -151,23 +151,35 @@ def test_a_store_in_redis_is_looked_at_as_a_file_is(tmp_path: Path, wechat: Runn
         assert len(place.doctor(STORE_OPENID="hash")["store"]) == len(found["store"]) + 1
 
 
-# While one thread looks for the package (it has the lock of that, and will want those of its modules), another wants a
-# module of it (it has the lock of this, and wants the package's): Python refuses one of them.
+# One thread has begun with the package, and will want its modules; another has begun with a module of it, and wants the
+# package: Python refuses one of them.
 UNLUCKY_IMPORTS = """
-import sys, threading, time
+import importlib.util, sys, threading, time
+from importlib.machinery import PathFinder, SourceFileLoader
+
 store_imports = threading.Event()
-class Finder:
-    def find_spec(self, name, path=None, target=None):
-        if name != "redis":
-            return
-        imports = sys._getframe(2).f_code.co_name == "_find_and_load_unlocked"
-        who = threading.current_thread().name
-        if who == "doctor-store" and imports:
+find_spec = importlib.util.find_spec
+
+class Loader(SourceFileLoader):
+    def create_module(self, spec):
+        if threading.current_thread().name == "doctor-store":
             store_imports.set()
             time.sleep(1)
-        elif who == "doctor-limits" and not imports:
-            store_imports.wait(5)
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "redis":
+            spec = PathFinder.find_spec(name, path)
+            spec.loader = Loader(name, spec.origin)
+            return spec
+
+def find_later(name, package=None):
+    if threading.current_thread().name == "doctor-limits" and "redis" not in sys.modules:
+        store_imports.wait(5)
+    return find_spec(name, package)
+
 sys.meta_path.insert(0, Finder())
+importlib.util.find_spec = find_later
 """
 
 
